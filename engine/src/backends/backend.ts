@@ -1,0 +1,45 @@
+/**
+ * @module
+ * The one thing that generate.ts knows about computing: tokens in, logits out.
+ */
+import type { ModelConfig } from '../model/config.ts'
+import type { ExpertUsage } from '../residency/usage.ts'
+
+/** [vocab]; valid until the backend's next step of any sequence. */
+export type Logits = Float32Array
+
+/** One conversation's state inside a backend (its KV cache). */
+export interface Sequence {
+  /** Tokens whose keys and values are held. */
+  readonly length: number
+  /** Tokens that it can hold; fixed when it was opened. */
+  readonly capacity: number
+  /** What its steps cost in experts. */
+  readonly usage: ExpertUsage
+  /** Gives its memory back. Safe to call twice; not while a step of it runs. */
+  close(): void
+}
+
+export interface Backend {
+  readonly name: string
+  readonly config: ModelConfig
+
+  /**
+   * Reserves the memory of a sequence of up to `capacity` tokens.
+   *
+   * @throws SparsedgeError `memory_exhausted` if it can never fit, `queue_full` if it does not fit now
+   */
+  open(capacity: number): Sequence
+
+  /**
+   * Appends tokens to the sequence and computes the logits after the last of them. The same tokens give the same bits
+   * whether they come in one call or in many. Returns a value where everything routed is resident, a promise where it
+   * must wait. One step at a time per backend; the caller serialises.
+   *
+   * A step that fails or is cancelled leaves the sequence as it was before it.
+   *
+   * @param tokens [tokens], at least one; ids below `config.vocab`
+   * @throws SparsedgeError as {@link Residency.acquire} does; `cancelled`
+   */
+  step(sequence: Sequence, tokens: Int32Array, signal?: AbortSignal): Logits | Promise<Logits>
+}
