@@ -3,7 +3,9 @@
  * The one thing that generate.ts knows about computing: tokens in, logits out.
  */
 import type { ModelConfig } from '../model/config.ts'
+import type { Manifest } from '../pack/manifest.ts'
 import type { ExpertUsage } from '../residency/usage.ts'
+import type { ShardStore } from '../store/store.ts'
 
 /** [vocab]; valid until the backend's next step of any sequence. */
 export type Logits = Float32Array
@@ -43,3 +45,10 @@ export interface Backend {
    */
   step(sequence: Sequence, tokens: Int32Array, signal?: AbortSignal): Logits | Promise<Logits>
 }
+
+/** Builds a backend for a pack: reserves its memory, loads the trunk. Throws what the store throws, or `memory_exhausted`,
+ * `arena_too_small`, `backend_unavailable`. */
+export type BackendFactory = (
+  pack: { readonly manifest: Manifest; readonly store: ShardStore },
+  signal?: AbortSignal,
+) => Promise<Backend>
