@@ -11,6 +11,9 @@ export type ErrorCode =
   | 'prompt_too_long'
   | 'unsupported_selection'
   | 'unknown_model'
+  // A checkpoint cannot become a pack: it is broken, or sound but of a kind that the packer does not know.
+  | 'checkpoint_malformed'
+  | 'checkpoint_unsupported'
   // The pack is not what it claims to be.
   | 'manifest_malformed'
   | 'manifest_version'
