@@ -6,6 +6,7 @@
 import { z } from 'zod'
 import { SparsedgeError } from '../errors.ts'
 import { ModelConfig } from '../model/config.ts'
+import { HASH, MODEL_NAME } from '../store/store.ts'
 import { LAYOUTS, layoutBytes } from './layout.ts'
 import { trunkTensors } from './trunk.ts'
 
@@ -16,7 +17,7 @@ export const MAX_TRUNK_SHARD = 4 << 20
 /** Every tensor of the trunk starts at a multiple of this, in bytes. */
 export const TRUNK_ALIGNMENT = 64
 
-const Hash = z.string().regex(/^[0-9a-f]{64}$/, 'must be a SHA-256 in lower-case hex')
+const Hash = z.string().regex(HASH, 'must be a SHA-256 in lower-case hex')
 const ShardRef = z.strictObject({ hash: Hash, bytes: z.int().positive() })
 
 /** A tensor of the trunk image: `offset` counts from the image's start, in bytes. */
@@ -34,7 +35,7 @@ const TensorError = z.strictObject({ name: z.string(), layout: z.enum(LAYOUTS), 
 export const Manifest = z.strictObject({
   format: z.literal(FORMAT),
   version: z.literal(FORMAT_VERSION),
-  name: z.string().regex(/^[a-z0-9][a-z0-9._-]{0,63}$/),
+  name: z.string().regex(MODEL_NAME),
   config: ModelConfig,
   trunk: z.strictObject({
     /** Cut from one linear image, end to end, in the order a forward pass reads them. */

@@ -2,15 +2,16 @@
  * @module
  * Where a pack's objects come from. Stores compose: `verified(cached(cache, r2))`.
  */
+import { SparsedgeError } from '../errors.ts'
 
 /** Which place served an object; names the line of the accounting. */
 export type Tier = 'memory' | 'fs' | 'http' | 'cache' | 'assets' | 'r2'
 
 /** A run of bytes to fill, and the hash that it must have when it is full. */
 export interface Destination {
-  /** SHA-256, lower-case hex. */
-  readonly hash: string
-  readonly bytes: Uint8Array
+  /** SHA-256, lower-case hex; null for a run that nobody wants, which is only read past: such runs may share memory. */
+  readonly hash: string | null
+  readonly bytes: Uint8Array<ArrayBuffer>
 }
 
 /**
@@ -22,7 +23,8 @@ export interface Destination {
  */
 export interface ShardStore {
   /**
-   * Fills the destinations exactly, or fails. After a failure their bytes are undefined.
+   * Fills the destinations exactly, or fails. After a failure their bytes are undefined. Once the promise has settled,
+   * either way, nothing writes to them any more: the caller may give the memory to another read.
    *
    * @returns the tier that served the bytes
    * @throws SparsedgeError `shard_missing`, `shard_too_short`, `shard_too_long`, `store_unavailable`, `cancelled`;
@@ -38,5 +40,17 @@ export interface ShardStore {
   manifest(model: string, signal?: AbortSignal): Promise<Uint8Array>
 }
 
-export const shardKey = (hash: string): string => `shards/${hash}`
-export const manifestKey = (model: string): string => `models/${model}/manifest.json`
+export const HASH = /^[0-9a-f]{64}$/
+export const MODEL_NAME = /^[a-z0-9][a-z0-9._-]{0,63}$/
+
+/** Where a shard lies in a bucket, a directory or under a URL. @throws SparsedgeError `shard_missing` for no hash */
+export function shardKey(hash: string): string {
+  if (HASH.test(hash)) return `shards/${hash}`
+  throw new SparsedgeError('shard_missing', `"${hash}" cannot name a shard; it must be a SHA-256 in hex`)
+}
+
+/** Where a manifest lies. @throws SparsedgeError `unknown_model` for what cannot be a name (it may be a client's word) */
+export function manifestKey(model: string): string {
+  if (MODEL_NAME.test(model)) return `models/${model}/manifest.json`
+  throw new SparsedgeError('unknown_model', `"${model}" cannot name a model`)
+}

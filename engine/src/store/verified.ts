@@ -1,0 +1,53 @@
+/**
+ * @module
+ * The wrapper that makes a store trustworthy: bytes whose hash is wrong never leave it.
+ */
+import { SparsedgeError } from '../errors.ts'
+import { sha256 } from './sha256.ts'
+import type { Destination, ShardStore, Tier } from './store.ts'
+
+class VerifiedStore implements ShardStore {
+  readonly #inner: ShardStore
+
+  constructor(inner: ShardStore) {
+    this.#inner = inner
+  }
+
+  async read(hash: string, into: readonly Destination[], signal?: AbortSignal): Promise<Tier> {
+    try {
+      const tier = await this.#inner.read(hash, into, signal)
+      // One after the other: a runtime may copy what it digests, and whole shards must not pile up.
+      for (const destination of into) await verify(destination, tier)
+      return tier
+    } catch (cause) {
+      for (const { bytes } of into) bytes.fill(0)
+      throw cause
+    }
+  }
+
+  manifest(model: string, signal?: AbortSignal): Promise<Uint8Array> {
+    return this.#inner.manifest(model, signal)
+  }
+}
+
+async function verify({ hash, bytes }: Destination, tier: Tier): Promise<void> {
+  if (hash === null) return
+  const found = await sha256(bytes)
+  if (found === hash) return
+  throw new SparsedgeError(
+    'shard_hash_mismatch',
+    `the bytes of shard ${hash} from the ${tier} store hash to ${found}; they are damaged, push the pack again`,
+    { shard: hash, tier },
+  )
+}
+
+/**
+ * Digests every destination after it was filled, and zero-fills all of them when a read fails in any way. A store that
+ * verifies already is returned as it is, so whoever must be able to trust a store simply wraps it.
+ *
+ * @throws SparsedgeError from `read`, besides the inner store's: `shard_hash_mismatch`, with the destination's hash as
+ * its shard
+ */
+export function verified(store: ShardStore): ShardStore {
+  return store instanceof VerifiedStore ? store : new VerifiedStore(store)
+}
