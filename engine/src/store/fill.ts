@@ -3,7 +3,7 @@
  * What all stores share: filling destinations with exactly the bytes of an object, and naming what went wrong.
  */
 import { SparsedgeError } from '../errors.ts'
-import type { Destination, Tier } from './store.ts'
+import { type Destination, MAX_MANIFEST_BYTES, type Tier } from './store.ts'
 
 /** Bytes that the destinations take together. */
 export function wantedBytes(into: readonly Destination[]): number {
@@ -25,6 +25,13 @@ export function checkSize(size: number, into: readonly Destination[], shard: str
     `shard ${shard} has ${size} bytes in the ${tier} store, the manifest says ${wanted}; push the pack again`,
     { shard, tier },
   )
+}
+
+/** @throws SparsedgeError `manifest_malformed` */
+export function checkManifestSize(size: number, tier: Tier): void {
+  if (size <= MAX_MANIFEST_BYTES) return
+  const message = `the manifest has more than ${MAX_MANIFEST_BYTES} bytes; it is not one of ours`
+  throw new SparsedgeError('manifest_malformed', message, { tier })
 }
 
 /** Copies an object's bytes, chunk by chunk as they come, into the destinations, in order and without gaps. */

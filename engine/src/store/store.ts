@@ -35,11 +35,13 @@ export interface ShardStore {
   /**
    * The bytes of `models/<model>/manifest.json`, not yet parsed.
    *
-   * @throws SparsedgeError `unknown_model`, `store_unavailable`, `cancelled`
+   * @throws SparsedgeError `unknown_model`, `manifest_malformed` if it is too large, `store_unavailable`, `cancelled`
    */
   manifest(model: string, signal?: AbortSignal): Promise<Uint8Array>
 }
 
+/** Larger than any manifest is: some 100,000 experts. */
+export const MAX_MANIFEST_BYTES = 8 << 20
 export const HASH = /^[0-9a-f]{64}$/
 export const MODEL_NAME = /^[a-z0-9][a-z0-9._-]{0,63}$/
 

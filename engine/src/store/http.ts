@@ -1,0 +1,59 @@
+/**
+ * @module
+ * A pack behind a URL: any static file server, CDN or public bucket.
+ */
+import { SparsedgeError } from '../errors.ts'
+import { shardMissing, storeFailure, unknownModel } from './fill.ts'
+import { gather, scatter } from './scatter.ts'
+import { type Destination, manifestKey, type ShardStore, shardKey, type Tier } from './store.ts'
+
+/**
+ * Fetches whole objects from below a base URL.
+ *
+ * @param baseUrl what stands before `shards/<hash>` and `models/<name>/manifest.json`; its query goes along
+ * @throws SparsedgeError `store_unavailable` if it is not a URL
+ */
+export function httpStore(baseUrl: string, options: { fetch?: typeof fetch } = {}): ShardStore {
+  const base = URL.parse(baseUrl)
+  if (!base) throw new SparsedgeError('store_unavailable', `"${baseUrl}" is not a URL`, { tier: 'http' })
+  // Called as a plain function: workerd refuses a fetch that is some object's method.
+  const { fetch: get = fetch } = options
+
+  /** The body of an object; throws `missing` for a 404. */
+  const request = async (key: string, missing: SparsedgeError, signal: AbortSignal | undefined) => {
+    const url = new URL(base)
+    url.pathname = `${url.pathname.replace(/\/$/, '')}/${key}`
+    const response = await get(url, { signal: signal ?? null })
+    if (response.status === 200 && response.body) return { body: response.body, size: statedSize(response) }
+    await response.body?.cancel()
+    if (response.status === 404) throw missing
+    throw new SparsedgeError('store_unavailable', `${url.origin} answered ${response.status} for ${key}`)
+  }
+
+  return {
+    async read(hash: string, into: readonly Destination[], signal?: AbortSignal): Promise<Tier> {
+      try {
+        const { body, size } = await request(shardKey(hash), shardMissing(hash, 'http'), signal)
+        await scatter(body, size, into, hash, 'http', signal)
+        return 'http'
+      } catch (cause) {
+        throw storeFailure(cause, 'http', signal, hash)
+      }
+    },
+
+    async manifest(model: string, signal?: AbortSignal): Promise<Uint8Array> {
+      try {
+        const { body } = await request(manifestKey(model), unknownModel(model, 'http'), signal)
+        return await gather(body, 'http', signal)
+      } catch (cause) {
+        throw storeFailure(cause, 'http', signal)
+      }
+    },
+  }
+}
+
+/** The object's size, unless the header counts bytes that were compressed for the way. */
+function statedSize({ headers }: Response): number | undefined {
+  const length = headers.get('content-length')
+  return length === null || headers.has('content-encoding') ? undefined : Number(length)
+}
