@@ -1,0 +1,38 @@
+#!/usr/bin/env node
+/**
+ * @module
+ * The command line: one file of `commands/` per command. Results go to stdout, progress and errors to stderr; the exit
+ * code is 0 or 1.
+ */
+import { Command } from 'commander'
+import packageJson from '../package.json' with { type: 'json' }
+import { packCommand } from './commands/pack.ts'
+
+export function createProgram(): Command {
+  return new Command('weights-tool')
+    .description('Turns language model checkpoints into packs that Sparsedge serves, and looks after packs.')
+    .version(packageJson.version)
+    .option('--verbose', 'show the whole chain of causes of an error')
+    .addCommand(packCommand())
+    .addHelpText('after', '\n`weights-tool <command> --help` explains a command with examples.')
+}
+
+/** One line a cause. */
+function describe(error: unknown, verbose: boolean): string {
+  if (!(error instanceof Error)) return String(error)
+  const lines = [`error: ${error.message}`]
+  for (let cause = error.cause; verbose && cause instanceof Error; cause = cause.cause) {
+    lines.push(`  because: ${cause.stack ?? cause.message}`)
+  }
+  return lines.join('\n')
+}
+
+if (import.meta.main) {
+  const program = createProgram()
+  try {
+    await program.parseAsync()
+  } catch (error) {
+    console.error(describe(error, program.opts<{ verbose?: true }>().verbose === true))
+    process.exitCode = 1
+  }
+}

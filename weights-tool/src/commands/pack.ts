@@ -1,0 +1,136 @@
+/**
+ * @module
+ * `weights-tool pack`: a checkpoint → a pack directory.
+ */
+import { basename, resolve } from 'node:path'
+import { tensorNames, tensorShape } from '@sparsedge/engine/model/weights'
+import cliProgress from 'cli-progress'
+import { Command, InvalidArgumentError, Option } from 'commander'
+import packageJson from '../../package.json' with { type: 'json' }
+import { modelConfig } from '../checkpoint/checkpoint.ts'
+import { openCheckpoint } from '../checkpoint/open.ts'
+import { type PackOptions, pack } from '../pack.ts'
+import { packDirectoryWriter } from '../pack-directory.ts'
+import { megabytes } from './format.ts'
+
+interface Flags {
+  readonly out: string
+  readonly name?: string
+  readonly experts?: number
+  readonly context?: number
+  readonly embedding: PackOptions['layouts']['embedding']
+  readonly attention: PackOptions['layouts']['attention']
+  readonly expertsLayout: PackOptions['layouts']['experts']
+  readonly tokenizer?: string
+  readonly chatTemplate?: string
+  readonly source?: string
+  readonly licence?: string
+  readonly force?: true
+}
+
+const EXAMPLES = `
+A checkpoint is one of
+  a GGUF file of a Llama-like model (F32, F16, BF16, Q8_0, Q4_0, Q4_1)
+  a Hugging Face directory: config.json, *.safetensors, tokenizer.json
+  a DS-MoE directory as the trainer and \`unpack\` write it
+
+Examples:
+  $ weights-tool pack SmolLM2-135M-Instruct.Q4_1.gguf --out packs/smollm2-135m
+  $ weights-tool pack TinyLlama-1.1B-Chat --out packs/tinyllama --experts 88
+  $ weights-tool pack checkpoint --out packs/mine --embedding q8 --licence Apache-2.0
+
+Layouts: q4 is 4.5 bits a weight, q8 is 9. The embedding (and the head) decides most of the quality: by default it
+is q4 only where its error is below 1 %, that is where the checkpoint was 4-bit already.`
+
+export function packCommand(): Command {
+  const layouts = ['q4', 'q8']
+  return new Command('pack')
+    .description('turn a checkpoint into a pack: quantised, cut into experts, every object named by its hash')
+    .argument('<checkpoint>', 'GGUF file or checkpoint directory')
+    .requiredOption('-o, --out <directory>', 'where the pack goes')
+    .option('--name <name>', 'the name it is served under (default: that of the directory)')
+    .option('--experts <count>', 'cut a dense FFN into this many experts (default: 64 units each)', positive)
+    .option('--context <tokens>', 'longest sequence to serve (default: what the checkpoint says)', positive)
+    .addOption(
+      new Option('--embedding <layout>', 'layout of embedding and head')
+        .choices(['auto', ...layouts])
+        .default('auto'),
+    )
+    .addOption(new Option('--attention <layout>', 'layout of attention').choices(layouts).default('q4'))
+    .addOption(
+      new Option('--experts-layout <layout>', 'layout of routed and shared experts')
+        .choices(layouts)
+        .default('q4'),
+    )
+    .option('--tokenizer <file>', "a tokenizer.json instead of the checkpoint's")
+    .option('--chat-template <file>', "a Jinja template instead of the checkpoint's")
+    .option('--source <text>', 'where the weights come from, for the manifest')
+    .option('--licence <spdx>', 'licence of the weights, for the manifest')
+    .option('--force', 'replace a pack that stands there already')
+    .addHelpText('after', EXAMPLES)
+    .action(runPack)
+}
+
+async function runPack(path: string, flags: Flags): Promise<void> {
+  const writer = await packDirectoryWriter(flags.out, flags.force === true)
+  const checkpoint = await openCheckpoint(path, flags)
+  const config = modelConfig({
+    ...checkpoint.weights.config,
+    ...(flags.context !== undefined && { context: flags.context }),
+  })
+  const weights = tensorNames(config)
+    .map((name) => (tensorShape(config, name) ?? []).reduce((product, n) => product * n, 1))
+    .reduce((sum, n) => sum + n, 0)
+  const bar = new cliProgress.SingleBar(
+    {
+      format: '{bar} {percentage} % of {millions} M weights, {eta_formatted} left  {tensor}',
+      stream: process.stderr,
+    },
+    cliProgress.Presets.shades_classic,
+  )
+  bar.start(weights, 0, { millions: Math.round(weights / 1e6), tensor: '' })
+  let bytes = 0
+  try {
+    const manifest = await pack(
+      { ...checkpoint.weights, config },
+      {
+        name: flags.name ?? basename(resolve(flags.out)),
+        layouts: {
+          embedding: flags.embedding,
+          attention: flags.attention,
+          experts: flags.expertsLayout,
+        },
+        text: checkpoint.text,
+        provenance: {
+          source: flags.source ?? checkpoint.provenance.source,
+          licence: flags.licence ?? checkpoint.provenance.licence ?? 'not stated',
+          tool: `weights-tool ${packageJson.version}`,
+        },
+        ...(checkpoint.profile && { profile: checkpoint.profile }),
+        ...(checkpoint.quality && { quality: checkpoint.quality }),
+        onTensor: (tensor, count) => bar.increment(count, { tensor }),
+      },
+      async (object) => {
+        if (object.kind !== 'expert') bytes += object.bytes.length
+        await writer.write(object)
+      },
+    )
+    await writer.finish(manifest)
+    bar.update({ tensor: '' })
+    bar.stop()
+    console.log(`${manifest.name}: ${megabytes(bytes)} in ${flags.out}`)
+  } catch (error) {
+    bar.stop()
+    await writer.abandon()
+    throw error
+  } finally {
+    await checkpoint.close()
+  }
+}
+
+function positive(text: string): number {
+  const value = Number(text)
+  if (!Number.isInteger(value) || value < 1)
+    throw new InvalidArgumentError('a positive whole number is needed')
+  return value
+}
