@@ -3,6 +3,7 @@
  * What every importer gives: float weights under the project's names, the text files, and what is known of the origin.
  * One file of this folder per foreign layout; nothing outside the folder knows foreign names.
  */
+import { readFile } from 'node:fs/promises'
 import { SparsedgeError } from '@sparsedge/engine/errors'
 import { ModelConfig } from '@sparsedge/engine/model/config'
 import type { WeightSource } from '@sparsedge/engine/model/weights'
@@ -91,10 +92,41 @@ export function parseJson<Schema extends z.ZodType>(
 const Tokenizer = z.looseObject({ model: z.looseObject({ type: z.string() }) })
 
 /**
+ * A checkpoint's text files, or those that the caller named instead.
+ *
+ * @throws SparsedgeError `checkpoint_malformed`, and what the checkpoint's own readers throw
+ */
+export async function textFiles(
+  options: ImportOptions,
+  own: {
+    readonly tokenizer: () => Promise<Uint8Array>
+    readonly chatTemplate: () => Promise<Uint8Array<ArrayBuffer> | undefined>
+  },
+): Promise<Checkpoint['text']> {
+  const { tokenizer: path } = options
+  const tokenizer = path === undefined ? await own.tokenizer() : await readText(path)
+  const chatTemplate =
+    options.chatTemplate === undefined ? await own.chatTemplate() : await readText(options.chatTemplate)
+  return {
+    tokenizer: compactTokenizer(tokenizer, path ?? 'tokenizer.json'),
+    ...(chatTemplate && { chatTemplate }),
+  }
+}
+
+/** @throws SparsedgeError `checkpoint_malformed` if it cannot be read */
+export async function readText(path: string): Promise<Uint8Array<ArrayBuffer>> {
+  try {
+    return new Uint8Array(await readFile(path))
+  } catch (cause) {
+    throw malformed(`cannot read ${path}; is it there?`, cause)
+  }
+}
+
+/**
  * A tokenizer.json without its line breaks and indents, which are half of it: every cold start reads this file.
  *
  * @throws SparsedgeError `checkpoint_malformed` for what is no tokenizer.json
  */
-export function compactTokenizer(bytes: Uint8Array, file: string): Uint8Array<ArrayBuffer> {
+function compactTokenizer(bytes: Uint8Array, file: string): Uint8Array<ArrayBuffer> {
   return new TextEncoder().encode(JSON.stringify(parseJson(Tokenizer, bytes, file)))
 }

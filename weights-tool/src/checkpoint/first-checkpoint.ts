@@ -4,13 +4,20 @@
  * byte and `NAME.s` with one signed bfloat16 scale per 32 inputs, value (code - 8) · scale; query and key rows already in
  * rotate-half order, FFN rows in expert order. Newer checkpoints come in the canonical layout (huggingface.ts).
  */
-import { readFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import type { ModelConfig } from '@sparsedge/engine/model/config'
 import { ropeFrequencies } from '@sparsedge/engine/model/rope'
 import { tensorShape } from '@sparsedge/engine/model/weights'
 import { z } from 'zod'
-import { type Checkpoint, compactTokenizer, malformed, modelConfig, parseJson } from './checkpoint.ts'
+import {
+  type Checkpoint,
+  type ImportOptions,
+  malformed,
+  modelConfig,
+  parseJson,
+  readText,
+  textFiles,
+} from './checkpoint.ts'
 import { floatsFromBF16 } from './numbers.ts'
 import { openSafetensors, type TensorFile } from './safetensors.ts'
 
@@ -53,9 +60,12 @@ You are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>
 ' }}{% endif %}`
 
 /** @throws SparsedgeError `checkpoint_malformed` */
-export async function openFirstCheckpoint(directory: string): Promise<Checkpoint> {
-  const first = parseJson(FirstConfig, await readFile(join(directory, 'config.json')), 'config.json')
-  const tokenizer = compactTokenizer(await readFile(join(directory, 'tokenizer.json')), 'tokenizer.json')
+export async function openFirstCheckpoint(directory: string, options: ImportOptions): Promise<Checkpoint> {
+  const first = parseJson(FirstConfig, await readText(join(directory, 'config.json')), 'config.json')
+  const text = await textFiles(options, {
+    tokenizer: () => readText(join(directory, 'tokenizer.json')),
+    chatTemplate: async () => new TextEncoder().encode(CHAT_TEMPLATE),
+  })
   const file = await openSafetensors(join(directory, 'model.safetensors'))
   const config = configOf(first)
   return {
@@ -74,7 +84,7 @@ export async function openFirstCheckpoint(directory: string): Promise<Checkpoint
         return { shape, data }
       },
     },
-    text: { tokenizer, chatTemplate: new TextEncoder().encode(CHAT_TEMPLATE) },
+    text,
     provenance: { source: first.name },
     quality: qualityOf(first),
     close: () => file.close(),
