@@ -1,0 +1,162 @@
+/**
+ * @module
+ * The FFN of a layer: the shared expert, then the routed ones in ascending order, whatever order they arrived in. All of
+ * them share the row scales of the down projection, so that their sum stays unscaled until the end.
+ */
+import { gatesOf, routedOf } from './gate.ts'
+import { layerAt, Matrix, model } from './model.ts'
+import { multiply, multiply4, planeBytes } from './multiply.ts'
+import { quantise, recordBytes } from './record.ts'
+import { addScaledRows, clear, exp4 } from './vector.ts'
+
+/**
+ * x += shared(h) + Σ g_i · E_i(h) for `count` tokens. The first `routed` entries of the layer's list must be in the
+ * arena, their slots in `model.slots`.
+ *
+ * @returns how many (token, routed expert) pairs there were
+ */
+export function experts(index: i32, count: i32, routed: i32): i32 {
+  const layer = layerAt(index)
+  const hidden = model.hidden
+  clear(model.sum, (<usize>(count * hidden)) << 2)
+  if (model.sharedUnits > 0) {
+    for (let t = 0; t < count; t++) assign(t, t, 1)
+    run(layer.sharedGateUp, layer.sharedDown, model.sharedUnits, count)
+  }
+  const units = model.expertUnits
+  const gateUp = model.expertGateUp
+  const down = model.expertDown
+  let pairs = 0
+  for (let i = 0; i < routed; i++) {
+    const expert = <i32>load<u16>(routedOf(index) + ((<usize>i) << 1))
+    gateUp.tiles = model.arena + <usize>load<i32>(model.slots + ((<usize>i) << 2)) * model.slotBytes
+    gateUp.scales = layer.expertScales + ((<usize>(expert * units)) << 3)
+    down.tiles = gateUp.tiles + <usize>gateUp.planes * planeBytes(2 * units, hidden)
+    const assigned = assignRouted(index, expert, count)
+    run(gateUp, down, units, assigned)
+    pairs += assigned
+  }
+  for (let t = 0; t < count; t++) {
+    const at = (<usize>(t * hidden)) << 2
+    addScaledRows(model.x + at, model.sum + at, layer.downScales, hidden)
+  }
+  return pairs
+}
+
+// ---- Which tokens an expert sees ----------------------------------------------------------------------------------
+
+@inline
+function assign(i: i32, token: i32, weight: f32): void {
+  store<i32>(model.assigned + ((<usize>i) << 3), token)
+  store<f32>(model.assigned + ((<usize>i) << 3), weight, 4)
+}
+
+@inline
+function assignedToken(i: i32): i32 {
+  return load<i32>(model.assigned + ((<usize>i) << 3))
+}
+
+@inline
+function assignedWeight(i: i32): f32 {
+  return load<f32>(model.assigned + ((<usize>i) << 3), 4)
+}
+
+/** Lists the tokens that route an expert. @returns how many */
+function assignRouted(layer: i32, expert: i32, count: i32): i32 {
+  let length = 0
+  let at = gatesOf(layer) + ((<usize>expert) << 2)
+  for (let t = 0; t < count; t++) {
+    const weight = load<f32>(at)
+    if (weight > 0) assign(length++, t, weight)
+    at += (<usize>model.experts) << 2
+  }
+  return length
+}
+
+// ---- One expert ---------------------------------------------------------------------------------------------------
+
+/** sum[token] += weight · down · (silu(gate h) ⊙ up h), unscaled, for the `count` assigned tokens. */
+function run(gateUp: Matrix, down: Matrix, units: i32, count: i32): void {
+  for (let i = 0; i < count; i += 4) {
+    if (count - i === 1) one(gateUp, down, units, i)
+    else four(gateUp, down, units, i, min(count - i, 4))
+  }
+}
+
+function one(gateUp: Matrix, down: Matrix, units: i32, i: i32): void {
+  const hidden = model.hidden
+  const token = assignedToken(i)
+  clear(model.gateUp, (<usize>units) << 3)
+  multiply(gateUp.tiles, gateUp.planes, units >>> 3, hidden >>> 5, recordOf(token), model.gateUp)
+  activate(model.gateUp, gateUp.scales, units)
+  quantise(model.gateUp, units, model.unitRecords, assignedWeight(i))
+  multiply(down.tiles, down.planes, hidden >>> 4, units >>> 5, model.unitRecords, sumOf(token))
+}
+
+/** Assigned tokens i … i + 3, of which the first `real` exist; the rest repeat one of them and their result is dropped. */
+function four(gateUp: Matrix, down: Matrix, units: i32, i: i32, real: i32): void {
+  const hidden = model.hidden
+  const stride = (<usize>units) << 3
+  const values = model.gateUp
+  const records = model.unitRecords
+  const recordStride = recordBytes(units)
+  const a = assignedToken(i)
+  const b = assignedToken(i + 1)
+  const c = real > 2 ? assignedToken(i + 2) : a
+  const d = real > 3 ? assignedToken(i + 3) : a
+  clear(values, stride << 2)
+  multiply4(
+    gateUp.tiles,
+    gateUp.planes,
+    units >>> 3,
+    hidden >>> 5,
+    recordOf(a),
+    recordOf(b),
+    recordOf(c),
+    recordOf(d),
+    values,
+    values + stride,
+    values + stride * 2,
+    values + stride * 3,
+  )
+  for (let k = 0; k < real; k++) {
+    const at = values + stride * <usize>k
+    activate(at, gateUp.scales, units)
+    quantise(at, units, records + recordStride * <usize>k, assignedWeight(i + k))
+  }
+  multiply4(
+    down.tiles,
+    down.planes,
+    hidden >>> 4,
+    units >>> 5,
+    records,
+    records + recordStride,
+    records + recordStride * 2,
+    records + recordStride * 3,
+    sumOf(a),
+    sumOf(b),
+    real > 2 ? sumOf(c) : model.dropped,
+    real > 3 ? sumOf(d) : model.dropped,
+  )
+}
+
+@inline
+function recordOf(token: i32): usize {
+  return model.records + <usize>token * recordBytes(model.hidden)
+}
+
+@inline
+function sumOf(token: i32): usize {
+  return model.sum + ((<usize>(token * model.hidden)) << 2)
+}
+
+/** values[i] = silu(values[i] · R_i) · (values[units + i] · R_{units + i}), in place of the first `units`. */
+function activate(values: usize, scales: usize, units: i32): void {
+  const half = (<usize>units) << 2
+  for (let i: usize = 0; i < half; i += 16) {
+    const g = f32x4.mul(v128.load(values + i), v128.load(scales + i))
+    const u = f32x4.mul(v128.load(values + half + i), v128.load(scales + half + i))
+    const e = exp4(f32x4.min(f32x4.neg(g), f32x4.splat(88)))
+    v128.store(values + i, f32x4.mul(f32x4.div(g, f32x4.add(f32x4.splat(1), e)), u))
+  }
+}

@@ -1,0 +1,134 @@
+/**
+ * @module
+ * Gates: from a token's hidden state to one weight per expert, 0 where the expert is off, and the union of the experts
+ * that a chunk routes. The formulas are those of src/model/gate.ts.
+ */
+import { CHUNK, layerAt, model } from './model.ts'
+import { normalise, recordBytes } from './record.ts'
+import { exp4, sumLanes } from './vector.ts'
+
+const ALL = 0
+const SOFTMAX_RENORMALISED = 2
+const CLAMPED_LINEAR = 3
+
+/** Gate weights of a layer's experts for the chunk: f32 [CHUNK, experts]. Two layers' worth are kept, for look-ahead. */
+@inline
+export function gatesOf(layer: i32): usize {
+  return model.gates + ((<usize>((layer & 1) * CHUNK * model.experts)) << 2)
+}
+
+@inline
+export function routedOf(layer: i32): usize {
+  return model.routed + ((<usize>((layer & 1) * model.experts)) << 1)
+}
+
+/** h = norm(x), the FFN's input, for `count` tokens. */
+export function ffnInput(layer: i32, count: i32): void {
+  const hidden = model.hidden
+  for (let t = 0; t < count; t++) {
+    const at = (<usize>(t * hidden)) << 2
+    const records = model.records + <usize>t * recordBytes(hidden)
+    normalise(model.x + at, layerAt(layer).ffnNorm, model.normEps, hidden, model.h + at, records)
+  }
+}
+
+/**
+ * Computes a layer's gate weights for `count` tokens from their states in `model.h`, and lists the experts that any of
+ * them routes, ascending.
+ *
+ * @returns the length of that list
+ */
+export function gate(layer: i32, count: i32): i32 {
+  const experts = model.experts
+  let gates = gatesOf(layer)
+  for (let t = 0; t < count; t++) {
+    if (model.gateKind === ALL) {
+      for (let e = 0; e < experts; e++) store<f32>(gates + ((<usize>e) << 2), 1)
+    } else {
+      const z = model.logit
+      scoreExperts(layer, model.h + ((<usize>(t * model.hidden)) << 2), z)
+      if (model.gateKind === CLAMPED_LINEAR) clamp(z, gates)
+      else softmax(z, gates)
+    }
+    gates += (<usize>experts) << 2
+  }
+  return union(layer, count)
+}
+
+/** z = W · h + b. Row-major floats: a row's products are summed in eight lanes, then across them. */
+function scoreExperts(layer: i32, h: usize, z: usize): void {
+  const weights = layerAt(layer)
+  let row = weights.gateWeight
+  const rowBytes = (<usize>model.hidden) << 2
+  for (let e = 0; e < model.experts; e++) {
+    let a = f32x4.splat(0)
+    let b = a
+    for (let i: usize = 0; i < rowBytes; i += 32) {
+      a = f32x4.add(a, f32x4.mul(v128.load(row + i), v128.load(h + i)))
+      b = f32x4.add(b, f32x4.mul(v128.load(row + i, 16), v128.load(h + i, 16)))
+    }
+    const at = (<usize>e) << 2
+    store<f32>(z + at, sumLanes(f32x4.add(a, b)) + load<f32>(weights.gateBias + at))
+    row += rowBytes
+  }
+}
+
+function clamp(z: usize, gates: usize): void {
+  for (let e: usize = 0; e < (<usize>model.experts) << 2; e += 4) {
+    const weight = load<f32>(z + e)
+    store<f32>(gates + e, weight > 0 ? min<f32>(weight, 1) : 0)
+  }
+}
+
+/** p = softmax(z) over all experts, 0 where not selected, renormalised if the gate is of that kind. */
+function softmax(z: usize, gates: usize): void {
+  const experts = model.experts
+  const end = (<usize>experts) << 2
+  let peak = load<f32>(z)
+  for (let e: usize = 4; e < end; e += 4) peak = max(peak, load<f32>(z + e))
+  let sum: f32 = 0
+  for (let e: usize = 0; e < end; e += 4) {
+    const p = f32x4.extract_lane(exp4(f32x4.splat(load<f32>(z + e) - peak)), 0)
+    store<f32>(gates + e, p)
+    sum += p
+  }
+  let kept: f32 = 0
+  for (let e = 0; e < experts; e++) {
+    const at = gates + ((<usize>e) << 2)
+    const p = load<f32>(at) / sum
+    const on = model.gateTop > 0 ? rank(z, e) < model.gateTop : <f32>experts * p > model.gateEps
+    store<f32>(at, on ? p : 0)
+    if (on) kept += p
+  }
+  if (model.gateKind === SOFTMAX_RENORMALISED && kept > 0) {
+    for (let e: usize = 0; e < end; e += 4) store<f32>(gates + e, load<f32>(gates + e) / kept)
+  }
+}
+
+/** How many experts come before expert e: those with a larger z, and of equals those with a lower index. */
+function rank(z: usize, e: i32): i32 {
+  const own = load<f32>(z + ((<usize>e) << 2))
+  let before = 0
+  for (let i = 0; i < model.experts; i++) {
+    const other = load<f32>(z + ((<usize>i) << 2))
+    if (other > own || (other === own && i < e)) before++
+  }
+  return before
+}
+
+function union(layer: i32, count: i32): i32 {
+  const experts = model.experts
+  const gates = gatesOf(layer)
+  const routed = routedOf(layer)
+  let length = 0
+  for (let e = 0; e < experts; e++) {
+    for (let t = 0; t < count; t++) {
+      if (load<f32>(gates + ((<usize>(t * experts + e)) << 2)) > 0) {
+        store<u16>(routed + ((<usize>length) << 1), <u16>e)
+        length++
+        break
+      }
+    }
+  }
+  return length
+}

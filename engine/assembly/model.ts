@@ -1,0 +1,104 @@
+/**
+ * @module
+ * The model as the kernels see it: addresses and sizes, written once by the host (src/backends/wasm/plan.ts, in the
+ * same order, four bytes a field) and read by everything else. Nothing here owns memory.
+ */
+
+/** Where one quantised matrix lies: its planes of tiles and its row scales R. */
+@unmanaged
+export class Matrix {
+  tiles: usize
+  /** 1 for `q4`, 2 for `q8`; the second follows the first and counts a sixteenth. */
+  planes: i32
+  /** f32 [rows] */
+  scales: usize
+}
+
+@unmanaged
+export class Layer {
+  attentionNorm: usize // f32 [hidden]
+  ffnNorm: usize // f32 [hidden]
+  gateWeight: usize // f32 [experts, hidden]
+  gateBias: usize // f32 [experts]
+  expertScales: usize // f32 [experts, 2 expertUnits]
+  downScales: usize // f32 [hidden]
+  qkv: Matrix // -> [qkvRows, hidden]
+  output: Matrix // -> [hidden, heads headDim]
+  sharedGateUp: Matrix // -> [2 sharedUnits, hidden]
+  sharedDown: Matrix // -> [hidden, sharedUnits]
+}
+
+@unmanaged
+export class Model {
+  // Shapes, as in src/model/config.ts.
+  hidden: i32
+  heads: i32
+  kvHeads: i32
+  headDim: i32
+  experts: i32
+  expertUnits: i32
+  sharedUnits: i32
+  vocab: i32
+  normEps: f32
+  ropeScale: f32
+  /** 0 all, 1 softmax, 2 softmax_renormalised, 3 clamped_linear */
+  gateKind: i32
+  /** Softmax gates: how many are kept, or 0 where `gateEps` decides. */
+  gateTop: i32
+  gateEps: f32
+
+  // Weights.
+  invFreq: usize // f32 [headDim / 2]
+  embed: Matrix // -> [vocab, hidden]
+  head: Matrix // -> [vocab, hidden]; the same as embed where tied
+  norm: usize // f32 [hidden]
+  layers: usize // Layer [layers]
+  arena: usize
+  slotBytes: usize
+  expertGateUp: Matrix // -> [2 expertUnits, hidden] of the routed expert at hand
+  expertDown: Matrix // -> [hidden, expertUnits] of the same
+
+  // What the host fills in for a step.
+  tokens: usize // u32 [chunk]
+  pages: usize // u32 [contextTokens / PAGE_TOKENS]: addresses of the sequence's pages
+  slots: usize // i32 [experts]: arena slot of each routed expert of the layer at hand
+
+  // What the host reads.
+  routed: usize // u16 [2, experts]: union of the routed experts, ascending; layer & 1 chooses the row
+  logits: usize // f32 [vocab, padded to 16]
+
+  // Scratch; a "token" is one of the chunk at hand, a "record" see record.ts.
+  x: usize // f32 [chunk, hidden]: the residual stream
+  h: usize // f32 [chunk, hidden]: normed input of the block at hand
+  records: usize // record [chunk, hidden / 32]: the same
+  sum: usize // f32 [chunk, hidden]: accumulator of the block's output
+  angles: usize // f32 [chunk, 2, headDim / 2]: cosines, sines
+  qkvRows: usize // f32 [chunk, (heads + 2 kvHeads) headDim]
+  context: usize // f32 [chunk, heads headDim]: what attention gathered
+  contextRecords: usize // record [chunk, heads headDim / 32]
+  query: usize // i16 [headDim]
+  scores: usize // f32 [contextTokens]
+  shares: usize // i16 [PAGE_TOKENS]
+  gates: usize // f32 [2, chunk, experts]; layer & 1 chooses
+  logit: usize // f32 [experts]: z of one token's gate
+  assigned: usize // { token: i32, weight: f32 } [chunk]: who routes the expert at hand
+  gateUp: usize // f32 [4, 2 units]
+  unitRecords: usize // record [4, units / 32]
+  dropped: usize // f32 [hidden]: output nobody reads
+  tileMax: usize // i32 [vocab / 16, padded to 4]
+}
+
+/** Tokens of a chunk. */
+export const CHUNK = 128
+
+/** The bound model; every entry point works on it. */
+export let model: Model = changetype<Model>(0)
+
+/** Points every kernel to the model that the host laid out at `address`. */
+export function bind(address: usize): void {
+  model = changetype<Model>(address)
+}
+
+export function layerAt(index: i32): Layer {
+  return changetype<Layer>(load<usize>(model.layers + ((<usize>index) << 2)))
+}

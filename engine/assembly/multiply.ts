@@ -1,0 +1,412 @@
+/**
+ * @module
+ * Quantised matrix times activations: the loop in which a model spends its time.
+ *
+ * One block of 32 inputs of one row is worth (src/pack/layout.ts, record.ts)
+ *
+ *     scale · s · (8 Σ q·code - z · Σ code)
+ *
+ * and everything inside the last product is an exact integer. Blocks are added to the output in order, one float
+ * multiplication and one addition each; the row's scale R is left to the caller. So the same bits come out of every
+ * kernel here, however it forms the integers and however many tokens it takes at once.
+ *
+ * Four rows lie in the four lanes of a vector, hence no sum across lanes. Loop bodies are kept small: engines that
+ * schedule a whole body at once run out of registers (Node 20 and 22 lose half their speed on unrolled ones).
+ */
+import { RECORD, SCALE, SUM } from './record.ts'
+
+const TILE: usize = 288
+const CODES: usize = 32
+/** Bytes of a record's codes that one step of 8 columns takes. */
+const STEP: usize = ASC_FEATURE_RELAXED_SIMD ? 8 : 16
+
+/**
+ * How the relaxed module forms integers. Both ways are exact for our operands; which one is fast depends on the
+ * machine, and the host finds out (src/backends/wasm/select.ts): true where a relaxed dot product with four bytes a lane
+ * is one instruction (AVX-VNNI, ARM's dot product), false where it is three and pairs in 16-bit lanes are better.
+ */
+let quads: bool = false
+
+/** out[rowTiles · 16] += the matrix times one token's records, planes in order. */
+export function multiply(
+  tiles: usize,
+  planes: i32,
+  rowTiles: i32,
+  blocks: i32,
+  records: usize,
+  out: usize,
+): void {
+  plane1(tiles, rowTiles, blocks, records, out, 1)
+  if (planes > 1) plane1(secondPlane(tiles, rowTiles, blocks), rowTiles, blocks, records, out, FINE)
+}
+
+/** The same for four tokens; every weight is unpacked once. */
+export function multiply4(
+  tiles: usize,
+  planes: i32,
+  rowTiles: i32,
+  blocks: i32,
+  record0: usize,
+  record1: usize,
+  record2: usize,
+  record3: usize,
+  out0: usize,
+  out1: usize,
+  out2: usize,
+  out3: usize,
+): void {
+  let factor: f32 = 1
+  do {
+    if (quads) {
+      plane4As<i32>(
+        tiles,
+        rowTiles,
+        blocks,
+        record0,
+        record1,
+        record2,
+        record3,
+        out0,
+        out1,
+        out2,
+        out3,
+        factor,
+      )
+    } else {
+      plane4As<i16>(
+        tiles,
+        rowTiles,
+        blocks,
+        record0,
+        record1,
+        record2,
+        record3,
+        out0,
+        out1,
+        out2,
+        out3,
+        factor,
+      )
+    }
+    tiles = secondPlane(tiles, rowTiles, blocks)
+    factor = FINE
+  } while (--planes)
+}
+
+/** What the second plane of `q8` counts. */
+export const FINE: f32 = 0.0625
+
+/** Bytes of one plane of a matrix [rows, cols]. */
+@inline
+export function planeBytes(rows: i32, cols: i32): usize {
+  return <usize>(((rows + 15) >>> 4) * (cols >>> 5)) * TILE
+}
+
+@inline
+function secondPlane(tiles: usize, rowTiles: i32, blocks: i32): usize {
+  return tiles + <usize>(rowTiles * blocks) * TILE
+}
+
+/** One plane, one token. */
+export function plane1(
+  tiles: usize,
+  rowTiles: i32,
+  blocks: i32,
+  records: usize,
+  out: usize,
+  factor: f32,
+): void {
+  if (quads) plane1As<i32>(tiles, rowTiles, blocks, records, out, factor)
+  else plane1As<i16>(tiles, rowTiles, blocks, records, out, factor)
+}
+
+// ---- Integers -----------------------------------------------------------------------------------------------------
+// A 16-byte vector of weights holds 4 rows x 8 columns: byte i of a row has column i in its low nibble and column 4 + i
+// in its high one. It is taken in parts of 4 columns (relaxed) or 2 (plain), each against as many codes, in all lanes.
+
+/**
+ * Part `k` of a vector of weights, as the multiplication wants it. Relaxed: bytes 0 to 15. Plain: 16-bit lanes with the
+ * nibbles left where they stand, so that no shift is needed; record.ts scales the codes to even that out.
+ */
+@inline
+function part(k: i32, weights: v128): v128 {
+  if (ASC_FEATURE_RELAXED_SIMD) {
+    if (k === 0) return v128.and(weights, i8x16.splat(15))
+    return v128.and(i16x8.shr_u(weights, 4), i8x16.splat(15))
+  }
+  if (k === 0) return v128.and(weights, i16x8.splat(0x000f)) // columns 0, 2
+  if (k === 1) return v128.and(weights, i16x8.splat(0x00f0)) // columns 4, 6, times 16
+  if (k === 2) return v128.and(weights, i16x8.splat(0x0f00)) // columns 1, 3, times 256
+  return i16x8.shr_u(weights, 12) // columns 5, 7
+}
+
+/** sum + part · codes. The sums of 16-bit lanes stay below 16 · 15 · 127 = 30480 over a block, so they cannot overflow. */
+@inline
+function dot<T>(sum: v128, weights: v128, codes: v128): v128 {
+  if (ASC_FEATURE_RELAXED_SIMD) {
+    // The second operand is below 128: the one case in which all machines agree.
+    if (sizeof<T>() === 4) return i32x4.relaxed_dot_i8x16_i7x16_add_s(codes, weights, sum)
+    return i16x8.add(sum, i16x8.relaxed_dot_i8x16_i7x16_s(codes, weights))
+  }
+  return i32x4.add(sum, i32x4.dot_i16x8_s(weights, codes))
+}
+
+/** 8 Σ q·code, as i32x4. */
+@inline
+function eightfold<T>(sum: v128): v128 {
+  if (ASC_FEATURE_RELAXED_SIMD) {
+    if (sizeof<T>() === 4) return i32x4.shl(sum, 3)
+    return i32x4.dot_i16x8_s(sum, i16x8.splat(8))
+  }
+  return i32x4.shr_s(sum, 5)
+}
+
+/** y + scale · (s · (8 Σ q·code - z · Σ code)) for four rows; s and z as i32x4. */
+@inline
+function settle<T>(y: v128, sum: v128, s: v128, z: v128, codeSum: v128, scale: v128): v128 {
+  const level = i32x4.mul(i32x4.sub(eightfold<T>(sum), i32x4.mul(codeSum, z)), s)
+  return f32x4.add(y, f32x4.mul(scale, f32x4.convert_i32x4_s(level)))
+}
+
+// ---- Kernels ------------------------------------------------------------------------------------------------------
+
+/** T is the lane in which the relaxed module sums: i16 (pairs) or i32 (quads). */
+@inline
+function plane1As<T>(tile: usize, rowTiles: i32, blocks: i32, records: usize, out: usize, factor: f32): void {
+  do {
+    let y0 = v128.load(out)
+    let y1 = v128.load(out, 16)
+    let y2 = v128.load(out, 32)
+    let y3 = v128.load(out, 48)
+    let record = records
+    let block = blocks
+    do {
+      let i0 = i32x4.splat(0)
+      let i1 = i0
+      let i2 = i0
+      let i3 = i0
+      let weights = tile + CODES
+      let codes = record
+      let step = 4
+      do {
+        let x = v128.load32_splat(codes)
+        const w0 = v128.load(weights)
+        i0 = dot<T>(i0, part(0, w0), x)
+        const w1 = v128.load(weights, 16)
+        i1 = dot<T>(i1, part(0, w1), x)
+        const w2 = v128.load(weights, 32)
+        i2 = dot<T>(i2, part(0, w2), x)
+        const w3 = v128.load(weights, 48)
+        i3 = dot<T>(i3, part(0, w3), x)
+        x = v128.load32_splat(codes, 4)
+        i0 = dot<T>(i0, part(1, w0), x)
+        i1 = dot<T>(i1, part(1, w1), x)
+        i2 = dot<T>(i2, part(1, w2), x)
+        i3 = dot<T>(i3, part(1, w3), x)
+        if (!ASC_FEATURE_RELAXED_SIMD) {
+          x = v128.load32_splat(codes, 8)
+          i0 = dot<T>(i0, part(2, w0), x)
+          i1 = dot<T>(i1, part(2, w1), x)
+          i2 = dot<T>(i2, part(2, w2), x)
+          i3 = dot<T>(i3, part(2, w3), x)
+          x = v128.load32_splat(codes, 12)
+          i0 = dot<T>(i0, part(3, w0), x)
+          i1 = dot<T>(i1, part(3, w1), x)
+          i2 = dot<T>(i2, part(3, w2), x)
+          i3 = dot<T>(i3, part(3, w3), x)
+        }
+        weights += 64
+        codes += STEP
+      } while (--step)
+      const scale = f32x4.splat(load<f32>(record, SCALE) * factor)
+      const codeSum = v128.load32_splat(record, SUM)
+      const s = v128.load(tile)
+      const z = v128.load(tile, 16)
+      const s01 = i16x8.extend_low_i8x16_u(s)
+      const z01 = i16x8.extend_low_i8x16_u(z)
+      y0 = settle<T>(y0, i0, i32x4.extend_low_i16x8_u(s01), i32x4.extend_low_i16x8_u(z01), codeSum, scale)
+      y1 = settle<T>(y1, i1, i32x4.extend_high_i16x8_u(s01), i32x4.extend_high_i16x8_u(z01), codeSum, scale)
+      const s23 = i16x8.extend_high_i8x16_u(s)
+      const z23 = i16x8.extend_high_i8x16_u(z)
+      y2 = settle<T>(y2, i2, i32x4.extend_low_i16x8_u(s23), i32x4.extend_low_i16x8_u(z23), codeSum, scale)
+      y3 = settle<T>(y3, i3, i32x4.extend_high_i16x8_u(s23), i32x4.extend_high_i16x8_u(z23), codeSum, scale)
+      tile += TILE
+      record += RECORD
+    } while (--block)
+    v128.store(out, y0)
+    v128.store(out, y1, 16)
+    v128.store(out, y2, 32)
+    v128.store(out, y3, 48)
+    out += 64
+  } while (--rowTiles)
+}
+
+/** Eight rows of four tokens at a time: 8 integer sums, two vectors of weights and one of codes fit 16 registers. */
+@inline
+function plane4As<T>(
+  tiles: usize,
+  rowTiles: i32,
+  blocks: i32,
+  record0: usize,
+  record1: usize,
+  record2: usize,
+  record3: usize,
+  out0: usize,
+  out1: usize,
+  out2: usize,
+  out3: usize,
+  factor: f32,
+): void {
+  // The records of tokens 1 to 3 are addressed from token 0's, so that one pointer moves.
+  record1 -= record0
+  record2 -= record0
+  record3 -= record0
+  do {
+    for (let half: usize = 0; half < 2; half++) {
+      let y00 = v128.load(out0)
+      let y01 = v128.load(out0, 16)
+      let y10 = v128.load(out1)
+      let y11 = v128.load(out1, 16)
+      let y20 = v128.load(out2)
+      let y21 = v128.load(out2, 16)
+      let y30 = v128.load(out3)
+      let y31 = v128.load(out3, 16)
+      let tile = tiles
+      let record = record0
+      let block = blocks
+      do {
+        let i00 = i32x4.splat(0)
+        let i01 = i00
+        let i10 = i00
+        let i11 = i00
+        let i20 = i00
+        let i21 = i00
+        let i30 = i00
+        let i31 = i00
+        let weights = tile + CODES + (half << 5)
+        let codes = record
+        let step = 4
+        do {
+          const w0 = v128.load(weights)
+          const w1 = v128.load(weights, 16)
+          let p0 = part(0, w0)
+          let p1 = part(0, w1)
+          let x = v128.load32_splat(codes)
+          i00 = dot<T>(i00, p0, x)
+          i01 = dot<T>(i01, p1, x)
+          x = v128.load32_splat(codes + record1)
+          i10 = dot<T>(i10, p0, x)
+          i11 = dot<T>(i11, p1, x)
+          x = v128.load32_splat(codes + record2)
+          i20 = dot<T>(i20, p0, x)
+          i21 = dot<T>(i21, p1, x)
+          x = v128.load32_splat(codes + record3)
+          i30 = dot<T>(i30, p0, x)
+          i31 = dot<T>(i31, p1, x)
+          p0 = part(1, w0)
+          p1 = part(1, w1)
+          x = v128.load32_splat(codes, 4)
+          i00 = dot<T>(i00, p0, x)
+          i01 = dot<T>(i01, p1, x)
+          x = v128.load32_splat(codes + record1, 4)
+          i10 = dot<T>(i10, p0, x)
+          i11 = dot<T>(i11, p1, x)
+          x = v128.load32_splat(codes + record2, 4)
+          i20 = dot<T>(i20, p0, x)
+          i21 = dot<T>(i21, p1, x)
+          x = v128.load32_splat(codes + record3, 4)
+          i30 = dot<T>(i30, p0, x)
+          i31 = dot<T>(i31, p1, x)
+          if (!ASC_FEATURE_RELAXED_SIMD) {
+            p0 = part(2, w0)
+            p1 = part(2, w1)
+            x = v128.load32_splat(codes, 8)
+            i00 = dot<T>(i00, p0, x)
+            i01 = dot<T>(i01, p1, x)
+            x = v128.load32_splat(codes + record1, 8)
+            i10 = dot<T>(i10, p0, x)
+            i11 = dot<T>(i11, p1, x)
+            x = v128.load32_splat(codes + record2, 8)
+            i20 = dot<T>(i20, p0, x)
+            i21 = dot<T>(i21, p1, x)
+            x = v128.load32_splat(codes + record3, 8)
+            i30 = dot<T>(i30, p0, x)
+            i31 = dot<T>(i31, p1, x)
+            p0 = part(3, w0)
+            p1 = part(3, w1)
+            x = v128.load32_splat(codes, 12)
+            i00 = dot<T>(i00, p0, x)
+            i01 = dot<T>(i01, p1, x)
+            x = v128.load32_splat(codes + record1, 12)
+            i10 = dot<T>(i10, p0, x)
+            i11 = dot<T>(i11, p1, x)
+            x = v128.load32_splat(codes + record2, 12)
+            i20 = dot<T>(i20, p0, x)
+            i21 = dot<T>(i21, p1, x)
+            x = v128.load32_splat(codes + record3, 12)
+            i30 = dot<T>(i30, p0, x)
+            i31 = dot<T>(i31, p1, x)
+          }
+          weights += 64
+          codes += STEP
+        } while (--step)
+        const s = v128.load8x8_u(tile + (half << 3))
+        const z = v128.load8x8_u(tile + (half << 3), 16)
+        const s0 = i32x4.extend_low_i16x8_u(s)
+        const s1 = i32x4.extend_high_i16x8_u(s)
+        const z0 = i32x4.extend_low_i16x8_u(z)
+        const z1 = i32x4.extend_high_i16x8_u(z)
+        let codeSum = v128.load32_splat(record, SUM)
+        let scale = f32x4.splat(load<f32>(record, SCALE) * factor)
+        y00 = settle<T>(y00, i00, s0, z0, codeSum, scale)
+        y01 = settle<T>(y01, i01, s1, z1, codeSum, scale)
+        codeSum = v128.load32_splat(record + record1, SUM)
+        scale = f32x4.splat(load<f32>(record + record1, SCALE) * factor)
+        y10 = settle<T>(y10, i10, s0, z0, codeSum, scale)
+        y11 = settle<T>(y11, i11, s1, z1, codeSum, scale)
+        codeSum = v128.load32_splat(record + record2, SUM)
+        scale = f32x4.splat(load<f32>(record + record2, SCALE) * factor)
+        y20 = settle<T>(y20, i20, s0, z0, codeSum, scale)
+        y21 = settle<T>(y21, i21, s1, z1, codeSum, scale)
+        codeSum = v128.load32_splat(record + record3, SUM)
+        scale = f32x4.splat(load<f32>(record + record3, SCALE) * factor)
+        y30 = settle<T>(y30, i30, s0, z0, codeSum, scale)
+        y31 = settle<T>(y31, i31, s1, z1, codeSum, scale)
+        tile += TILE
+        record += RECORD
+      } while (--block)
+      v128.store(out0, y00)
+      v128.store(out0, y01, 16)
+      v128.store(out1, y10)
+      v128.store(out1, y11, 16)
+      v128.store(out2, y20)
+      v128.store(out2, y21, 16)
+      v128.store(out3, y30)
+      v128.store(out3, y31, 16)
+      out0 += 32
+      out1 += 32
+      out2 += 32
+      out3 += 32
+    }
+    tiles += <usize>blocks * TILE
+  } while (--rowTiles)
+}
+
+// ---- The machine's way ---------------------------------------------------------------------------------------------
+
+/**
+ * Relaxed module: what this machine makes of a dot product whose second operand has its top bit set, which the
+ * specification leaves open. The value tells which instruction is behind it.
+ */
+export function probe(): i32 {
+  if (!ASC_FEATURE_RELAXED_SIMD) return 0
+  return i32x4.extract_lane(
+    i32x4.relaxed_dot_i8x16_i7x16_add_s(i8x16.splat(127), i8x16.splat(-1), i32x4.splat(0)),
+    0,
+  )
+}
+
+/** Relaxed module: chooses between the two ways above. */
+export function useQuads(yes: bool): void {
+  quads = yes
+}

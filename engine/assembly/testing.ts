@@ -1,0 +1,18 @@
+/**
+ * @module
+ * Entry point of the kernels' unit tests (src/backends/wasm/kernels.test.ts): what index.ts keeps to itself.
+ */
+import { multiply, multiply4, probe, useQuads } from './multiply.ts'
+import { normalise, quantise, RECORD } from './record.ts'
+import { exp4 } from './vector.ts'
+
+/** to[i] = e^from[i] for `count` floats, a multiple of 4. */
+function exponentials(from: usize, to: usize, count: i32): void {
+  for (let i: usize = 0; i < (<usize>count) << 2; i += 16) v128.store(to + i, exp4(v128.load(from + i)))
+}
+
+function recordSize(): i32 {
+  return <i32>RECORD
+}
+
+export { exponentials, multiply, multiply4, normalise, probe, quantise, recordSize, useQuads }

@@ -1,0 +1,230 @@
+import fc from 'fast-check'
+import { describe, expect, it } from 'vitest'
+import { compile } from '../../../assembly/build.ts'
+import { dequantise, encodePlane, type Plane, planes, type QuantisedLayout } from '../../pack/layout.ts'
+
+const memory = new WebAssembly.Memory({ initial: 64 })
+const floats = new Float32Array(memory.buffer)
+const bytes = new Uint8Array(memory.buffer)
+
+/** The unit-test build of the kernels, in each way in which it can form integers. */
+const builds = await Promise.all([load('plain'), load('relaxed'), load('relaxed', true)])
+
+async function load(variant: 'plain' | 'relaxed', quads = false) {
+  const module = new WebAssembly.Module(await compile(variant, 'testing.ts'))
+  const { exports } = new WebAssembly.Instance(module, { env: { memory, abort: () => undefined } })
+  const call = (name: string, ...args: number[]): number => {
+    const kernel = exports[name]
+    if (typeof kernel !== 'function') throw new Error(`no kernel ${name}`)
+    return Number(kernel(...args))
+  }
+  call('useQuads', quads ? 1 : 0)
+  return { name: quads ? `${variant}, quads` : variant, call, recordSize: call('recordSize') }
+}
+
+// Where the tests put things.
+const INPUT = 1 << 12
+const RECORDS = 1 << 16
+const OUTPUT = 1 << 18
+const SCALES = OUTPUT + (1 << 16)
+const TILES = 1 << 20
+
+const seeds = fc.integer({ min: 0, max: 2 ** 31 - 1 })
+
+/** Uniform numbers from 0 to 1, seeded. */
+function uniform(seed: number): () => number {
+  let state = seed
+  return () => {
+    state = (state + 0x6d2b79f5) | 0
+    let t = Math.imul(state ^ (state >>> 15), 1 | state)
+    t = (t + Math.imul(t ^ (t >>> 7), 61 | t)) ^ t
+    return ((t ^ (t >>> 14)) >>> 0) / 2 ** 32
+  }
+}
+
+/** Codes, scales and zero points over their whole range. */
+function randomPlane(random: () => number, rows: number, cols: number): Plane {
+  const fill = (length: number, below: number) =>
+    Uint8Array.from({ length }, () => Math.floor(random() * below))
+  const blocks = rows * (cols / 32)
+  return { codes: fill(rows * cols, 16), scales: fill(blocks, 256), zeros: fill(blocks, 256) }
+}
+
+/** Activations that quantise without error: whole multiples of a power of two, one of 127 in every block. */
+function exactActivations(random: () => number, length: number): Float32Array {
+  const x = Float32Array.from({ length }, () => Math.round(random() * 254 - 127))
+  for (let block = 0; block < length; block += 32) {
+    x[block + Math.floor(random() * 32)] = random() < 0.5 ? 127 : -127
+    const scale = 2 ** Math.round(random() * 8 - 4)
+    for (let i = 0; i < 32; i++) x[block + i] *= scale
+  }
+  return x
+}
+
+describe('quantise', () => {
+  it('is within half a step of every value, sums its codes and folds the weight into the scale', () => {
+    fc.assert(
+      fc.property(
+        seeds,
+        fc.integer({ min: 1, max: 20 }),
+        fc.float({ min: 0, max: 1, noNaN: true }),
+        (seed, blocks, weight) => {
+          const random = uniform(seed)
+          const x = Float32Array.from(
+            { length: blocks * 32 },
+            () => (random() - 0.5) * 10 ** (random() * 6 - 3),
+          )
+          floats.set(x, INPUT / 4)
+          const build = builds[1]
+          build.call('quantise', INPUT, x.length, RECORDS, weight)
+          const view = new DataView(memory.buffer)
+          for (let block = 0; block < blocks; block++) {
+            const record = RECORDS + block * build.recordSize
+            const peak = Math.max(...x.subarray(block * 32, block * 32 + 32).map(Math.abs))
+            const scale = peak / 127
+            let sum = 0
+            for (let i = 0; i < 32; i++) {
+              const code = view.getInt8(record + i)
+              sum += code
+              expect(Math.abs(x[block * 32 + i] - code * scale)).toBeLessThanOrEqual(scale * 0.50001)
+            }
+            expect(view.getInt32(record + 36, true)).toBe(sum)
+            expect(view.getFloat32(record + 32, true)).toBeCloseTo(scale * weight, 6)
+          }
+        },
+      ),
+    )
+  })
+
+  it('makes nothing of zeros', () => {
+    floats.fill(0, INPUT / 4, INPUT / 4 + 32)
+    builds[1].call('quantise', INPUT, 32, RECORDS, 1)
+    expect([...bytes.subarray(RECORDS, RECORDS + 40)]).toEqual(new Array(40).fill(0))
+  })
+})
+
+describe('multiply', () => {
+  const shapes = fc.record({
+    seed: seeds,
+    rowTiles: fc.integer({ min: 1, max: 5 }),
+    blocks: fc.integer({ min: 1, max: 24 }),
+    layout: fc.constantFrom<QuantisedLayout>('q4', 'q8'),
+  })
+
+  /** A random matrix, in memory and dequantised, and activations of four tokens. */
+  function scene({
+    seed,
+    rowTiles,
+    blocks,
+    layout,
+  }: {
+    seed: number
+    rowTiles: number
+    blocks: number
+    layout: QuantisedLayout
+  }) {
+    const random = uniform(seed)
+    const rows = rowTiles * 16
+    const cols = blocks * 32
+    const tiles = new Uint8Array(planes(layout) * rowTiles * blocks * 288)
+    for (let p = 0; p < planes(layout); p++) {
+      tiles.set(encodePlane(randomPlane(random, rows, cols), rows, cols), p * rowTiles * blocks * 288)
+    }
+    bytes.set(tiles, TILES)
+    const weights = dequantise(layout, tiles, new Float32Array(rows).fill(1), rows, cols)
+    const tokens = [0, 1, 2, 3].map(() => exactActivations(random, cols))
+    const start = Float32Array.from({ length: 4 * rows }, () => random() * 1000)
+    return { rows, cols, weights, tokens, start, planes: planes(layout), rowTiles, blocks }
+  }
+
+  type Scene = ReturnType<typeof scene>
+
+  function exact({ rows, cols, weights, tokens, start }: Scene): Float64Array {
+    const y = Float64Array.from(start)
+    for (const [t, x] of tokens.entries()) {
+      for (let row = 0; row < rows; row++) {
+        for (let col = 0; col < cols; col++) y[t * rows + row] += weights[row * cols + col] * x[col]
+      }
+    }
+    return y
+  }
+
+  /** All four tokens through one build, one at a time or together. */
+  function compute(build: (typeof builds)[number], s: Scene, together: boolean): Float32Array {
+    const stride = s.blocks * build.recordSize
+    for (const [t, x] of s.tokens.entries()) {
+      floats.set(x, INPUT / 4)
+      build.call('quantise', INPUT, s.cols, RECORDS + t * stride, 1)
+    }
+    floats.set(s.start, OUTPUT / 4)
+    const records = [0, 1, 2, 3].map((t) => RECORDS + t * stride)
+    const outs = [0, 1, 2, 3].map((t) => OUTPUT + t * s.rows * 4)
+    if (together) build.call('multiply4', TILES, s.planes, s.rowTiles, s.blocks, ...records, ...outs)
+    else
+      for (let t = 0; t < 4; t++)
+        build.call('multiply', TILES, s.planes, s.rowTiles, s.blocks, records[t], outs[t])
+    return floats.slice(OUTPUT / 4, OUTPUT / 4 + 4 * s.rows)
+  }
+
+  it('adds the product to what is there, as float64 has it', () => {
+    fc.assert(
+      fc.property(shapes, (shape) => {
+        const s = scene(shape)
+        const expected = exact(s)
+        const size = Math.max(...expected.map(Math.abs))
+        for (const build of builds) {
+          const y = compute(build, s, false)
+          for (let i = 0; i < y.length; i++) expect(Math.abs(y[i] - expected[i])).toBeLessThan(size * 2e-6)
+        }
+      }),
+      { numRuns: 60 },
+    )
+  })
+
+  it('gives the same bits in every build, one token at a time or four', () => {
+    fc.assert(
+      fc.property(shapes, (shape) => {
+        const s = scene(shape)
+        const expected = compute(builds[0], s, false)
+        for (const build of builds) {
+          expect(compute(build, s, false)).toEqual(expected)
+          expect(compute(build, s, true)).toEqual(expected)
+        }
+      }),
+      { numRuns: 60 },
+    )
+  })
+})
+
+describe('exp4', () => {
+  it('is within 2 ulp of e^x and 0 below -87', () => {
+    const x = Float32Array.from({ length: 4000 }, (_, i) => -90 + (i * 178) / 4000)
+    floats.set(x, INPUT / 4)
+    builds[0].call('exponentials', INPUT, OUTPUT, x.length)
+    const y = floats.subarray(OUTPUT / 4, OUTPUT / 4 + x.length)
+    for (let i = 0; i < x.length; i++) {
+      if (x[i] < -87) expect(y[i]).toBe(0)
+      else expect(Math.abs(y[i] / Math.exp(x[i]) - 1)).toBeLessThan(2.4e-7)
+    }
+  })
+})
+
+describe('normalise', () => {
+  it('is RMSNorm, as float64 has it', () => {
+    fc.assert(
+      fc.property(seeds, fc.integer({ min: 1, max: 32 }), (seed, blocks) => {
+        const random = uniform(seed)
+        const length = blocks * 32
+        const x = Float32Array.from({ length }, () => random() * 8 - 4)
+        const weight = Float32Array.from({ length }, () => random() * 2)
+        floats.set(x, INPUT / 4)
+        floats.set(weight, SCALES / 4)
+        builds[0].call('normalise', INPUT, SCALES, 1e-5, length, OUTPUT, RECORDS)
+        const scale = 1 / Math.sqrt(x.reduce((sum, v) => sum + v * v, 0) / length + 1e-5)
+        for (let i = 0; i < length; i++) {
+          expect(Math.abs(floats[OUTPUT / 4 + i] - x[i] * scale * weight[i])).toBeLessThan(4e-6)
+        }
+      }),
+    )
+  })
+})
