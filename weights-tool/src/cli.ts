@@ -6,7 +6,10 @@
  */
 import { Command } from 'commander'
 import packageJson from '../package.json' with { type: 'json' }
+import { inspectCommand } from './commands/inspect.ts'
 import { packCommand } from './commands/pack.ts'
+import { unpackCommand } from './commands/unpack.ts'
+import { verifyCommand } from './commands/verify.ts'
 
 export function createProgram(): Command {
   return new Command('weights-tool')
@@ -14,6 +17,9 @@ export function createProgram(): Command {
     .version(packageJson.version)
     .option('--verbose', 'show the whole chain of causes of an error')
     .addCommand(packCommand())
+    .addCommand(inspectCommand())
+    .addCommand(verifyCommand())
+    .addCommand(unpackCommand())
     .addHelpText('after', '\n`weights-tool <command> --help` explains a command with examples.')
 }
 

@@ -3,41 +3,37 @@
  * A pack as files: `manifest.json` and `shards/<sha256>`, without the expert shards, whose bytes the bundles hold.
  */
 import { mkdir, readdir, readFile, rename, rm, writeFile } from 'node:fs/promises'
-import { join } from 'node:path'
+import { join, resolve } from 'node:path'
 import { SparsedgeError } from '@sparsedge/engine/errors'
-import { type Manifest, parseManifest } from '@sparsedge/engine/pack/manifest'
-import { shardKey } from '@sparsedge/engine/store/store'
+import { type Manifest, parseManifest, type ShardRef } from '@sparsedge/engine/pack/manifest'
+import { fsStore } from '@sparsedge/engine/store/fs'
+import { type ShardStore, shardKey } from '@sparsedge/engine/store/store'
+import { verified } from '@sparsedge/engine/store/verified'
 import { manifestBytes, type PackObject } from './pack.ts'
 
 export interface PackDirectory {
   readonly path: string
   readonly manifest: Manifest
-  /** @throws SparsedgeError `shard_missing` */
-  read(hash: string): Promise<Uint8Array<ArrayBuffer>>
+  /** Serves the trunk's shards, the bundles and the text files. */
+  readonly store: ShardStore
 }
 
 /** @throws SparsedgeError `unknown_model` where there is no pack, or as parseManifest does */
 export async function openPackDirectory(path: string): Promise<PackDirectory> {
-  let bytes: Uint8Array
-  try {
-    bytes = await readFile(join(path, 'manifest.json'))
-  } catch (cause) {
-    const message = `${path} is not a pack: it has no manifest.json`
-    throw new SparsedgeError('unknown_model', message, {}, { cause })
-  }
-  const manifest = parseManifest(bytes)
-  return {
-    path,
-    manifest,
-    async read(hash) {
-      try {
-        return new Uint8Array(await readFile(join(path, shardKey(hash))))
-      } catch (cause) {
-        const message = `${join(path, shardKey(hash))} is missing; pack the model again`
-        throw new SparsedgeError('shard_missing', message, { model: manifest.name, shard: hash }, { cause })
-      }
-    },
-  }
+  const bytes = await readFile(join(path, 'manifest.json')).catch((cause: unknown) => {
+    throw new SparsedgeError('unknown_model', `${path} is not a pack: it has no manifest.json`, {}, { cause })
+  })
+  return { path, manifest: parseManifest(bytes), store: fsStore(path) }
+}
+
+/** @throws SparsedgeError what the store throws, `shard_hash_mismatch` */
+export async function readShard(
+  store: ShardStore,
+  { hash, bytes }: ShardRef,
+): Promise<Uint8Array<ArrayBuffer>> {
+  const into = new Uint8Array(bytes)
+  await verified(store).read(hash, [{ hash, bytes: into }])
+  return into
 }
 
 /**
@@ -48,13 +44,13 @@ export async function openPackDirectory(path: string): Promise<PackDirectory> {
  */
 export async function packDirectoryWriter(path: string, replace: boolean) {
   const existing = await readdir(path).catch(() => [])
-  if (existing.length > 0 && !isPack(existing)) {
+  if (!existing.every((entry) => entry === 'manifest.json' || entry === 'shards')) {
     throw new SparsedgeError('invalid_request', `${path} holds other files than a pack; choose another --out`)
   }
   if (existing.length > 0 && !replace) {
     throw new SparsedgeError('invalid_request', `${path} holds a pack already; --force replaces it`)
   }
-  const partial = `${path}.partial`
+  const partial = `${resolve(path)}.partial`
   await rm(partial, { recursive: true, force: true })
   await mkdir(join(partial, 'shards'), { recursive: true })
   return {
@@ -68,8 +64,4 @@ export async function packDirectoryWriter(path: string, replace: boolean) {
     },
     abandon: () => rm(partial, { recursive: true, force: true }),
   }
-}
-
-function isPack(entries: readonly string[]): boolean {
-  return entries.every((entry) => entry === 'manifest.json' || entry === 'shards')
 }

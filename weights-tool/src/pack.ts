@@ -4,6 +4,7 @@
  * object to a writer as soon as it is complete, so that no more than one layer (or the embedding) is held at a time.
  * Equal input gives equal bytes, and so equal hashes.
  */
+import { SparsedgeError } from '@sparsedge/engine/errors'
 import type { ModelConfig } from '@sparsedge/engine/model/config'
 import { layerTensor, type WeightSource } from '@sparsedge/engine/model/weights'
 import {
@@ -18,7 +19,8 @@ import {
   FORMAT,
   FORMAT_VERSION,
   MAX_TRUNK_SHARD,
-  type Manifest,
+  Manifest,
+  parseManifest,
   type ShardRef,
   TRUNK_ALIGNMENT,
   type TrunkTensor,
@@ -65,7 +67,8 @@ export interface PackOptions {
  * @param write takes each object once it is complete: trunk shards in image order, per layer its experts and their
  * bundle, then the text files. The manifest is the caller's to write, after all of them.
  * @throws SparsedgeError what the source throws; `checkpoint_malformed` for a weight that is not finite,
- * `checkpoint_unsupported` for a shape that the layout cannot hold
+ * `checkpoint_unsupported` for a shape that the layout cannot hold;
+ * `invalid_request` for a bad name
  */
 export async function pack(
   source: WeightSource,
@@ -74,6 +77,11 @@ export async function pack(
 ): Promise<Manifest> {
   const { config } = source
   const { layouts, text } = options
+  const name = Manifest.shape.name.safeParse(options.name)
+  if (!name.success) {
+    const message = `a pack cannot be named "${options.name}": small letters, digits, '.', '_' and '-' only, 64 at most`
+    throw new SparsedgeError('invalid_request', message)
+  }
   const read = sourceReader(source, options.onTensor)
   const trunk = trunkWriter(config, write)
   const layers: Manifest['experts']['layers'] = []
@@ -117,10 +125,10 @@ export async function pack(
   }
   const image = await trunk.finish()
 
-  return {
+  const manifest: Manifest = {
     format: FORMAT,
     version: FORMAT_VERSION,
-    name: options.name,
+    name: name.data,
     config,
     trunk: image,
     experts: {
@@ -137,6 +145,8 @@ export async function pack(
     quantisation: read.errors,
     provenance: options.provenance,
   }
+  // What the engine would refuse never leaves here.
+  return parseManifest(manifestBytes(manifest))
 }
 
 /** The bytes of `manifest.json`. */

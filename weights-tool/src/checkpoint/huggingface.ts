@@ -51,7 +51,8 @@ const Llama = z.looseObject({
   eos_token_id: tokenIds,
 })
 
-const DsMoe = Llama.extend({
+/** config.json of the canonical DS-MoE checkpoint: what the trainer and `unpack` write. */
+export const DsMoe = Llama.extend({
   model_type: z.literal('ds_moe'),
   num_experts: count,
   expert_units: count,
@@ -61,6 +62,7 @@ const DsMoe = Llama.extend({
   rope_scale: z.number().positive().default(1),
   profile: Manifest.shape.profile,
   quality: Manifest.shape.quality,
+  provenance: Manifest.shape.provenance.pick({ source: true, licence: true }).optional(),
 })
 
 const HuggingFaceConfig = z.discriminatedUnion('model_type', [Llama, DsMoe])
@@ -100,8 +102,7 @@ export async function openHuggingFace(directory: string, options: ImportOptions)
       weights: weightsOf(config, files, rope.invFreq),
       text,
       provenance: { source: basename(resolve(directory)) },
-      ...(theirs.model_type === 'ds_moe' && theirs.profile && { profile: theirs.profile }),
-      ...(theirs.model_type === 'ds_moe' && theirs.quality && { quality: theirs.quality }),
+      ...(theirs.model_type === 'ds_moe' && knownOf(theirs)),
       close: files.close,
     }
   } catch (error) {
@@ -140,6 +141,11 @@ function shapeOf(theirs: HuggingFaceConfig, { experts }: ImportOptions, ropeScal
     ropeScale,
     context: theirs.max_position_embeddings,
   }
+}
+
+/** What a DS-MoE checkpoint carries along for the manifest. */
+function knownOf({ profile, quality, provenance }: z.infer<typeof DsMoe>) {
+  return { ...(profile && { profile }), ...(quality && { quality }), ...(provenance && { provenance }) }
 }
 
 function headDim(theirs: HuggingFaceConfig): number {

@@ -33,3 +33,20 @@ export function floatsFromF32(bytes: Uint8Array): Float32Array {
 export function viewOf(bytes: Uint8Array): DataView {
   return new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength)
 }
+
+/** The nearest half, ties to even; infinite where the number is too large for one. */
+export function floatToHalf(value: number): number {
+  const sign = value < 0 || Object.is(value, -0) ? 0x8000 : 0
+  const magnitude = Math.abs(value)
+  // Halves below 2^-14 are whole multiples of 2^-24, others of 2^-10 of their power of two.
+  const exponent = Math.max(Math.floor(Math.log2(magnitude)), -14)
+  const fraction = roundToEven(magnitude * 2 ** (10 - exponent))
+  // A fraction that rounds up to the next power of two carries into the exponent by itself.
+  return sign | Math.min(fraction + (exponent + 14) * 1024, 0x7c00)
+}
+
+function roundToEven(value: number): number {
+  const below = Math.floor(value)
+  const rest = value - below
+  return rest > 0.5 || (rest === 0.5 && below % 2 === 1) ? below + 1 : below
+}

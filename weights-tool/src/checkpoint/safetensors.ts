@@ -3,11 +3,12 @@
  * The safetensors format: 8 bytes with the header's length, a JSON header, the tensors end to end. A header is hostile
  * until every number in it was checked against the file.
  */
+import { open } from 'node:fs/promises'
 import type { FloatTensor } from '@sparsedge/engine/model/weights'
 import { z } from 'zod'
 import { malformed, parseJson, unsupported } from './checkpoint.ts'
 import { type LargeFile, openLargeFile } from './file.ts'
-import { floatsFromBF16, floatsFromF16, floatsFromF32, viewOf } from './numbers.ts'
+import { floatsFromBF16, floatsFromF16, floatsFromF32, floatToHalf, viewOf } from './numbers.ts'
 
 /** As in the reference implementation: a header that is longer is an attack. */
 const MAX_HEADER = 100_000_000
@@ -140,4 +141,59 @@ function checkCoverage(file: LargeFile, tensors: ReadonlyMap<string, TensorInfo>
   }
   if (end > file.size) throw malformed(`${file.path} is cut off: ${end} bytes expected, ${file.size} found`)
   if (end < file.size) throw malformed(`${file.path} has ${file.size - end} bytes that belong to no tensor`)
+}
+
+// ---- Writing --------------------------------------------------------------------------------------------------------
+
+export interface OutgoingTensor {
+  readonly name: string
+  readonly dtype: 'F32' | 'F16'
+  readonly shape: readonly number[]
+}
+
+/**
+ * Writes a safetensors file, tensor after tensor, so that only one is held at a time.
+ *
+ * @param read gives the weights of a tensor, as many as its shape says
+ * @throws SparsedgeError `checkpoint_unsupported` for a weight that is too large for F16
+ */
+export async function writeSafetensors(
+  path: string,
+  tensors: readonly OutgoingTensor[],
+  read: (name: string) => Promise<Float32Array>,
+): Promise<void> {
+  let end = 0
+  const entries = tensors.map(({ name, dtype, shape }) => {
+    const start = end
+    end += shape.reduce((product, n) => product * n, ELEMENT_BYTES[dtype])
+    return [name, { dtype, shape, data_offsets: [start, end] }]
+  })
+  const header = new TextEncoder().encode(JSON.stringify(Object.fromEntries(entries)))
+  // Spaces after the JSON keep the data aligned.
+  const padded = new Uint8Array(8 + Math.ceil(header.length / 8) * 8).fill(0x20)
+  viewOf(padded).setBigUint64(0, BigInt(padded.length - 8), true)
+  padded.set(header, 8)
+  const file = await open(path, 'w')
+  try {
+    await file.writeFile(padded)
+    for (const { name, dtype } of tensors) await file.writeFile(toBytes(name, dtype, await read(name)))
+  } finally {
+    await file.close()
+  }
+}
+
+function toBytes(name: string, dtype: 'F32' | 'F16', data: Float32Array): Uint8Array {
+  const bytes = new Uint8Array(data.length * ELEMENT_BYTES[dtype])
+  const view = viewOf(bytes)
+  for (let i = 0; i < data.length; i++) {
+    if (dtype === 'F32') view.setFloat32(4 * i, data[i], true)
+    else view.setUint16(2 * i, halfOrThrow(data[i], name), true)
+  }
+  return bytes
+}
+
+function halfOrThrow(value: number, name: string): number {
+  const half = floatToHalf(value)
+  if ((half & 0x7fff) < 0x7c00) return half
+  throw unsupported(`tensor ${name} holds ${value}, which is too large for F16; use F32`)
 }

@@ -2,6 +2,8 @@
  * @module
  * Numbers as people read them.
  */
+import type { ModelConfig } from '@sparsedge/engine/model/config'
+import { tensorNames, tensorShape } from '@sparsedge/engine/model/weights'
 
 /** 10^6 bytes. */
 export function megabytes(bytes: number): string {
@@ -10,4 +12,12 @@ export function megabytes(bytes: number): string {
 
 export function percent(share: number, digits = 1): string {
   return `${(100 * share).toFixed(digits)} %`
+}
+
+/** All weights of a model, floats and quantised ones. */
+export function weightCount(config: ModelConfig): number {
+  const sizes = tensorNames(config).map((name) =>
+    (tensorShape(config, name) ?? []).reduce((product, n) => product * n, 1),
+  )
+  return sizes.reduce((sum, n) => sum + n, 0)
 }

@@ -3,15 +3,15 @@
  * `weights-tool pack`: a checkpoint → a pack directory.
  */
 import { basename, resolve } from 'node:path'
-import { tensorNames, tensorShape } from '@sparsedge/engine/model/weights'
-import cliProgress from 'cli-progress'
+import type { Manifest } from '@sparsedge/engine/pack/manifest'
 import { Command, InvalidArgumentError, Option } from 'commander'
 import packageJson from '../../package.json' with { type: 'json' }
-import { modelConfig } from '../checkpoint/checkpoint.ts'
+import { type Checkpoint, modelConfig } from '../checkpoint/checkpoint.ts'
 import { openCheckpoint } from '../checkpoint/open.ts'
-import { type PackOptions, pack } from '../pack.ts'
+import { type PackObject, type PackOptions, pack } from '../pack.ts'
 import { packDirectoryWriter } from '../pack-directory.ts'
-import { megabytes } from './format.ts'
+import { megabytes, weightCount } from './format.ts'
+import { progressBar } from './progress.ts'
 
 interface Flags {
   readonly out: string
@@ -72,60 +72,54 @@ export function packCommand(): Command {
 }
 
 async function runPack(path: string, flags: Flags): Promise<void> {
-  const writer = await packDirectoryWriter(flags.out, flags.force === true)
+  const name = flags.name ?? basename(resolve(flags.out)).toLowerCase()
   const checkpoint = await openCheckpoint(path, flags)
-  const config = modelConfig({
-    ...checkpoint.weights.config,
-    ...(flags.context !== undefined && { context: flags.context }),
-  })
-  const weights = tensorNames(config)
-    .map((name) => (tensorShape(config, name) ?? []).reduce((product, n) => product * n, 1))
-    .reduce((sum, n) => sum + n, 0)
-  const bar = new cliProgress.SingleBar(
-    {
-      format: '{bar} {percentage} % of {millions} M weights, {eta_formatted} left  {tensor}',
-      stream: process.stderr,
-    },
-    cliProgress.Presets.shades_classic,
-  )
-  bar.start(weights, 0, { millions: Math.round(weights / 1e6), tensor: '' })
-  let bytes = 0
   try {
-    const manifest = await pack(
-      { ...checkpoint.weights, config },
-      {
-        name: flags.name ?? basename(resolve(flags.out)),
-        layouts: {
-          embedding: flags.embedding,
-          attention: flags.attention,
-          experts: flags.expertsLayout,
-        },
-        text: checkpoint.text,
-        provenance: {
-          source: flags.source ?? checkpoint.provenance.source,
-          licence: flags.licence ?? checkpoint.provenance.licence ?? 'not stated',
-          tool: `weights-tool ${packageJson.version}`,
-        },
-        ...(checkpoint.profile && { profile: checkpoint.profile }),
-        ...(checkpoint.quality && { quality: checkpoint.quality }),
-        onTensor: (tensor, count) => bar.increment(count, { tensor }),
-      },
-      async (object) => {
-        if (object.kind !== 'expert') bytes += object.bytes.length
-        await writer.write(object)
-      },
-    )
-    await writer.finish(manifest)
-    bar.update({ tensor: '' })
-    bar.stop()
-    console.log(`${manifest.name}: ${megabytes(bytes)} in ${flags.out}`)
-  } catch (error) {
-    bar.stop()
-    await writer.abandon()
-    throw error
+    const writer = await packDirectoryWriter(flags.out, flags.force === true)
+    try {
+      const { manifest, bytes } = await packCheckpoint(name, checkpoint, flags, writer.write)
+      await writer.finish(manifest)
+      console.log(`${name}: ${megabytes(bytes)} in ${flags.out}`)
+    } catch (error) {
+      await writer.abandon()
+      throw error
+    }
   } finally {
     await checkpoint.close()
   }
+}
+
+/** Packs under a progress bar. */
+async function packCheckpoint(
+  name: string,
+  { weights, text, provenance, profile, quality }: Checkpoint,
+  flags: Flags,
+  write: (object: PackObject) => Promise<void>,
+): Promise<{ manifest: Manifest; bytes: number }> {
+  const config = modelConfig({
+    ...weights.config,
+    ...(flags.context !== undefined && { context: flags.context }),
+  })
+  const bar = progressBar(Math.ceil(weightCount(config) / 1e6), 'M weights')
+  let bytes = 0
+  const options: PackOptions = {
+    name,
+    layouts: { embedding: flags.embedding, attention: flags.attention, experts: flags.expertsLayout },
+    text,
+    provenance: {
+      source: flags.source ?? provenance.source,
+      licence: flags.licence ?? provenance.licence ?? 'not stated',
+      tool: `weights-tool ${packageJson.version}`,
+    },
+    ...(profile && { profile }),
+    ...(quality && { quality }),
+    onTensor: (tensor, count) => bar.step(count / 1e6, tensor),
+  }
+  const manifest = await pack({ ...weights, config }, options, async (object) => {
+    if (object.kind !== 'expert') bytes += object.bytes.length
+    await write(object)
+  }).finally(bar.stop)
+  return { manifest, bytes }
 }
 
 function positive(text: string): number {

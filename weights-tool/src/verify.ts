@@ -1,0 +1,68 @@
+/**
+ * @module
+ * Hashes every object of a pack again, and every expert inside its bundle.
+ */
+import { SparsedgeError } from '@sparsedge/engine/errors'
+import type { Manifest } from '@sparsedge/engine/pack/manifest'
+import { sha256 } from '@sparsedge/engine/store/sha256'
+import type { ShardStore } from '@sparsedge/engine/store/store'
+import { readShard } from './pack-directory.ts'
+
+export interface Verification {
+  readonly objects: number
+  readonly bytes: number
+  /** One per object or expert that is missing or wrong. */
+  readonly faults: readonly SparsedgeError[]
+}
+
+/**
+ * Checks all objects and collects what is wrong with them, so that one run tells everything.
+ *
+ * @param onObject called after each object
+ * @throws whatever is not a fault of the pack
+ */
+export async function verifyPack(
+  manifest: Manifest,
+  store: ShardStore,
+  onObject?: () => void,
+): Promise<Verification> {
+  const faults: SparsedgeError[] = []
+  let objects = 0
+  let bytes = 0
+  const check = async (place: SparsedgeError['place'], look: () => Promise<number>) => {
+    try {
+      bytes += await look()
+    } catch (error) {
+      if (!(error instanceof SparsedgeError)) throw error
+      faults.push(error.at({ ...place, model: manifest.name }))
+    }
+    objects++
+    onObject?.()
+  }
+  for (const ref of [...manifest.trunk.shards, ...textRefs(manifest)]) {
+    await check({}, async () => (await readShard(store, ref)).length)
+  }
+  for (const [layer, { bundle, shards }] of manifest.experts.layers.entries()) {
+    await check({ layer }, async () => {
+      const size = manifest.experts.bytes
+      const whole = await readShard(store, { hash: bundle, bytes: size * shards.length })
+      for (const [expert, hash] of shards.entries()) {
+        const found = await sha256(whole.subarray(expert * size, (expert + 1) * size))
+        if (found === hash) continue
+        const message = `bundle ${bundle} holds other bytes than expert ${expert} of layer ${layer}; pack the model again`
+        throw new SparsedgeError('shard_hash_mismatch', message, { layer, expert, shard: hash })
+      }
+      return whole.length
+    })
+  }
+  return { objects, bytes, faults }
+}
+
+/** How many objects {@link verifyPack} looks at. */
+export function objectCount(manifest: Manifest): number {
+  return manifest.trunk.shards.length + textRefs(manifest).length + manifest.experts.layers.length
+}
+
+function textRefs({ text }: Manifest) {
+  return [text.tokenizer, ...(text.chatTemplate ? [text.chatTemplate] : [])]
+}
