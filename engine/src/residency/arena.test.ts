@@ -1,0 +1,499 @@
+import fc from 'fast-check'
+import { beforeAll, describe, expect, test } from 'vitest'
+import { type TinyPack, tinyPack } from '../../../test/fixtures/tiny.ts'
+import { SparsedgeError } from '../errors.ts'
+import { memoryStore } from '../store/memory.ts'
+import { type Destination, type ShardStore, shardKey, type Tier } from '../store/store.ts'
+import { type ArenaResidency, arenaFloor, createResidency } from './arena.ts'
+import { ExpertUsage } from './usage.ts'
+
+const LAYERS = 4
+const EXPERTS = 8
+/** More than an expert needs, as where slots are aligned. */
+const SLOT_PADDING = 64
+let pack: TinyPack
+/** The true bytes of each expert, by its key. */
+let truth: Uint8Array[]
+
+beforeAll(async () => {
+  pack = await tinyPack({ layers: LAYERS, experts: EXPERTS })
+  truth = pack.manifest.experts.layers.flatMap(({ shards }) =>
+    shards.map((hash) => {
+      const bytes = pack.store.objects.get(shardKey(hash))
+      if (!bytes) throw new Error(`the pack lacks ${hash}`)
+      return bytes
+    }),
+  )
+})
+
+/** A read that the store has been asked for and has not answered. */
+interface Pending {
+  readonly hash: string
+  readonly into: readonly Destination[]
+  /** Fills the destinations, with one byte changed if `damage` says so, and answers. */
+  deliver(damage?: boolean): Promise<void>
+  fail(error: Error): void
+}
+
+/** A store that answers when the test says so, in any order; it may be deaf to signals. */
+function heldStore(objects: ShardStore, heedsAborts = true) {
+  const pending: Pending[] = []
+  const store: ShardStore = {
+    manifest: objects.manifest,
+    read(hash, into, signal) {
+      const { promise, resolve, reject } = Promise.withResolvers<Tier>()
+      const settle = () => {
+        if (pending.includes(held)) pending.splice(pending.indexOf(held), 1)
+      }
+      const held: Pending = {
+        hash,
+        into,
+        async deliver(damage = false) {
+          settle()
+          const tier = await objects.read(hash, into)
+          if (damage) for (const { bytes } of into) bytes[7] ^= 1
+          resolve(tier)
+        },
+        fail(error) {
+          settle()
+          reject(error)
+        },
+      }
+      pending.push(held)
+      if (heedsAborts) {
+        signal?.addEventListener('abort', () => held.fail(new SparsedgeError('cancelled', 'given up')))
+      }
+      return promise
+    },
+  }
+  return { store, pending }
+}
+
+function setUp(slots: number, store: ShardStore) {
+  const slotBytes = pack.manifest.experts.bytes + SLOT_PADDING
+  const arena = new Uint8Array(slots * slotBytes)
+  const residency = createResidency({ manifest: pack.manifest, store, arena, slotBytes })
+  const bytes = (key: number) => {
+    const start = residency.slots[key] * slotBytes
+    return arena.subarray(start, start + pack.manifest.experts.bytes)
+  }
+  return { residency, arena, bytes, usage: new ExpertUsage() }
+}
+
+const experts = (...indices: number[]) => Uint16Array.from(indices)
+const ALL = Uint16Array.from({ length: EXPERTS }, (_, i) => i)
+const turn = () => new Promise<void>((done) => setImmediate(done))
+
+/** Answers everything that is asked for until the residency has come to rest. */
+async function deliverAll(residency: ArenaResidency, pending: readonly Pending[]) {
+  let settled = false
+  const rest = residency.settled().then(() => {
+    settled = true
+  })
+  while (!settled) {
+    for (const held of [...pending]) await held.deliver()
+    await turn()
+  }
+  await rest
+}
+
+describe('acquire', () => {
+  test('is synchronous when all experts are resident, and counts hits and misses', async () => {
+    const { residency, bytes, usage } = setUp(16, pack.store)
+    await residency.acquire(0, experts(1, 4), 2, usage)
+    expect(Buffer.from(bytes(1)).equals(truth[1])).toBe(true)
+    expect(Buffer.from(bytes(4)).equals(truth[4])).toBe(true)
+    residency.release(0)
+    expect(residency.acquire(0, experts(1, 4), 2, usage)).toBeUndefined()
+    residency.release(0)
+    expect(residency.acquire(0, experts(4, 5), 1, usage)).toBeUndefined()
+    expect(usage).toMatchObject({ hits: 3, misses: 2 })
+    expect(usage.tiers.get('memory')).toEqual({ requests: 2, bytes: 2 * pack.manifest.experts.bytes })
+    expect(usage.waitMs).toBeGreaterThan(0)
+    expect(residency.resident).toBe(2)
+  })
+
+  test('reads the bundle when most of a layer is missing, and takes the rest along while there is room', async () => {
+    const { store, pending } = heldStore(pack.store)
+    const { residency, usage } = setUp(18, store)
+    const { bundle } = pack.manifest.experts.layers[1]
+    const acquired = residency.acquire(1, ALL, 7, usage)
+    await turn()
+    expect(pending.map(({ hash }) => hash)).toEqual([bundle])
+    await pending[0].deliver()
+    await acquired
+    expect(residency.resident).toBe(8)
+    expect(usage.tiers.get('memory')).toEqual({ requests: 1, bytes: 8 * pack.manifest.experts.bytes })
+  })
+
+  test('a bundle leaves resident experts where they are, and evicts nothing for what nobody wants', async () => {
+    const { store, pending } = heldStore(pack.store)
+    const { residency, bytes, usage } = setUp(16, store)
+    for (const [layer, routed] of [
+      [0, experts(0)],
+      [2, experts(0, 1, 2, 3, 4, 5)],
+      [3, experts(0, 1)],
+    ] as const) {
+      const acquired = residency.acquire(layer, routed, routed.length, usage)
+      await deliverAll(residency, pending)
+      await acquired
+      residency.release(layer)
+    }
+    const others = residency.slots.slice(2 * EXPERTS)
+    const slot = residency.slots[0]
+    const acquired = residency.acquire(0, ALL, 8, usage)
+    await turn()
+    expect(pending).toHaveLength(1)
+    expect(pending[0].into.map(({ hash }) => hash === null)).toEqual([true, ...Array(7).fill(false)])
+    await pending[0].deliver()
+    await acquired
+    expect(residency.slots[0]).toBe(slot)
+    expect(residency.slots.slice(2 * EXPERTS)).toEqual(others)
+    for (let expert = 0; expert < 8; expert++)
+      expect(Buffer.from(bytes(expert)).equals(truth[expert])).toBe(true)
+    expect(residency.resident).toBe(16)
+  })
+
+  test('shares a flight: two steps and a guess that want the same expert read it once', async () => {
+    const { store, pending } = heldStore(pack.store)
+    const { residency, usage } = setUp(16, store)
+    const second = new ExpertUsage()
+    residency.prefetch(0, experts(2), 1, usage)
+    residency.prefetch(0, experts(2, 3), 2, usage)
+    const acquired = residency.acquire(0, experts(2), 1, second)
+    await turn()
+    expect(pending).toHaveLength(2)
+    await deliverAll(residency, pending)
+    await acquired
+    expect(usage.tiers.get('memory')?.requests).toBe(2)
+    expect(second.tiers.size).toBe(0)
+    expect(second).toMatchObject({ hits: 0, misses: 1 })
+  })
+
+  test('goes before guesses that wait for their turn; at most six reads are under way', async () => {
+    const { store, pending } = heldStore(pack.store)
+    const { residency, usage } = setUp(32, store)
+    residency.prefetch(0, experts(0, 1, 2, 3), 4, usage)
+    residency.prefetch(1, experts(0, 1, 2, 3), 4, usage)
+    await turn()
+    expect(pending).toHaveLength(6)
+    const acquired = residency.acquire(2, experts(5), 1, usage)
+    const last = residency.acquire(1, experts(3), 1, usage)
+    await pending[0].deliver()
+    await turn()
+    const [{ shards: guessed }, { shards: needed }] = [1, 2].map((l) => pack.manifest.experts.layers[l])
+    await expect.poll(() => pending.map(({ hash }) => hash)).toContain(guessed[3])
+    await pending[0].deliver()
+    await expect.poll(() => pending.map(({ hash }) => hash)).toContain(needed[5])
+    await deliverAll(residency, pending)
+    await acquired
+    await last
+  })
+
+  test.each([
+    { fault: 'a damaged expert', damage: true, code: 'shard_hash_mismatch', tier: 'memory' },
+    { fault: 'a store that fails', damage: false, code: 'store_unavailable', tier: 'r2' },
+  ])(
+    '$fault is named by model, layer, expert, shard and tier, and costs no slot',
+    async ({ damage, code, tier }) => {
+      const { store, pending } = heldStore(pack.store)
+      const { residency, usage } = setUp(16, store)
+      const acquired = residency.acquire(3, experts(1, 6), 2, usage)
+      const shard = pack.manifest.experts.layers[3].shards[6]
+      await turn()
+      for (const held of [...pending]) {
+        if (held.hash !== shard) await held.deliver()
+        else if (damage) await held.deliver(true)
+        else held.fail(new SparsedgeError('store_unavailable', 'gone', { tier: 'r2' }))
+      }
+      const place = { model: 'tiny', layer: 3, expert: 6, shard, tier }
+      await expect(acquired).rejects.toMatchObject({ code, place })
+      await expectAllSlotsUsable(residency, pending)
+    },
+  )
+
+  test.each([
+    {
+      fault: 'damaged',
+      damage: (bytes: Uint8Array) => bytes.fill(7, -1),
+      code: 'shard_hash_mismatch',
+      expert: 7,
+    },
+    { fault: 'missing', damage: () => undefined, code: 'shard_missing' },
+    { fault: 'truncated', damage: (bytes: Uint8Array) => bytes.slice(1), code: 'shard_too_short' },
+    {
+      fault: 'extra-long',
+      damage: (bytes: Uint8Array) => Uint8Array.of(...bytes, 0),
+      code: 'shard_too_long',
+    },
+  ])('a $fault bundle gives $code; nothing of it becomes resident', async ({ damage, code, expert }) => {
+    const { bundle, shards } = pack.manifest.experts.layers[0]
+    const store = damagedStore(bundle, damage)
+    const { residency, usage } = setUp(16, store)
+    await expect(residency.acquire(0, ALL, 8, usage)).rejects.toMatchObject({
+      code,
+      place: {
+        model: 'tiny',
+        layer: 0,
+        shard: expert === undefined ? bundle : shards[expert],
+        tier: 'memory',
+      },
+    })
+    expect(residency.resident).toBe(0)
+    expect(usage.tiers.size).toBe(0)
+  })
+
+  test('an error of no kind, from a store of the caller’s, becomes one of ours', async () => {
+    const store = { ...pack.store, read: () => Promise.reject(new Error('boom')) }
+    const { residency, usage } = setUp(16, store)
+    await expect(residency.acquire(2, experts(3), 1, usage)).rejects.toMatchObject({
+      code: 'store_unavailable',
+      message: expect.stringContaining('boom'),
+      place: { model: 'tiny', layer: 2, expert: 3 },
+    })
+  })
+
+  test('a step that goes away stops waiting; a fetch that nobody waits for is given up and costs no slot', async () => {
+    const { store, pending } = heldStore(pack.store)
+    const { residency, usage } = setUp(16, store)
+    const abort = new AbortController()
+    const acquired = residency.acquire(0, experts(0, 1, 2), 3, usage, abort.signal)
+    await turn()
+    expect(pending).toHaveLength(3)
+    abort.abort()
+    await expect(acquired).rejects.toMatchObject({ code: 'cancelled', place: { model: 'tiny', layer: 0 } })
+    expect(pending).toHaveLength(0)
+    await expectAllSlotsUsable(residency, pending)
+  })
+
+  test('what another step still waits for, or a guess has started, goes on', async () => {
+    const { store, pending } = heldStore(pack.store)
+    const { residency, usage } = setUp(16, store)
+    const abort = new AbortController()
+    residency.prefetch(0, experts(0), 1, usage)
+    const acquired = residency.acquire(0, experts(0), 1, usage, abort.signal)
+    abort.abort()
+    await expect(acquired).rejects.toMatchObject({ code: 'cancelled' })
+    expect(pending).toHaveLength(1)
+    await deliverAll(residency, pending)
+    expect(residency.acquire(0, experts(0), 1, usage)).toBeUndefined()
+  })
+
+  test('a request that is cancelled before it begins asks for nothing', async () => {
+    const { store, pending } = heldStore(pack.store)
+    const { residency, usage } = setUp(16, store)
+    const acquired = residency.acquire(0, ALL, 8, usage, AbortSignal.abort())
+    await expect(acquired).rejects.toMatchObject({ code: 'cancelled' })
+    expect(pending).toHaveLength(0)
+  })
+
+  test('holding more layers than there is room for is refused, not waited for', async () => {
+    const { residency, usage } = setUp(16, pack.store)
+    await residency.acquire(0, ALL, 8, usage)
+    await residency.acquire(1, ALL, 8, usage)
+    await expect(residency.acquire(2, experts(0), 1, usage)).rejects.toMatchObject({
+      code: 'arena_too_small',
+    })
+    residency.release(0)
+    await residency.acquire(2, experts(0), 1, usage)
+  })
+
+  test('a guess that became a need must find room only for what is needed', async () => {
+    const { store, pending } = heldStore(pack.store)
+    const { residency, usage } = setUp(22, store)
+    for (const layer of [0, 1]) {
+      const acquired = residency.acquire(layer, ALL, 8, usage)
+      await deliverAll(residency, pending)
+      await acquired
+    }
+    residency.prefetch(2, ALL, 6, usage)
+    residency.prefetch(3, ALL, 8, usage)
+    const acquired = residency.acquire(3, experts(2, 5), 2, usage)
+    await deliverAll(residency, pending)
+    await acquired
+    expect(usage.tiers.get('memory')?.requests).toBe(2 + 6 + 1)
+    expect(residency.resident).toBe(22)
+  })
+
+  test('evicts what was used least lately', async () => {
+    const { residency, usage } = setUp(16, pack.store)
+    for (const uses of [3, 1, 2]) {
+      for (let i = 0; i < uses; i++) {
+        await residency.acquire(uses, ALL, 4, usage)
+        residency.release(uses)
+      }
+    }
+    // 12 slots are used, by layers 1, 2 and 3, as often as their number says; 8 are needed.
+    await residency.acquire(0, ALL, 8, usage)
+    const residents = [1, 2, 3].map((layer) =>
+      residency.slots.subarray(layer * EXPERTS, (layer + 1) * EXPERTS).filter((slot) => slot >= 0),
+    )
+    expect(residents.map(({ length }) => length)).toEqual([0, 4, 4])
+  })
+})
+
+// Any sequence of steps, guesses, cancellations and answers, good and bad, in any order.
+describe('whatever happens', () => {
+  const layer = fc.nat(LAYERS - 1)
+  const subset = fc
+    .uniqueArray(fc.nat(EXPERTS - 1), { minLength: 1 })
+    .map((list) => list.sort((a, b) => a - b))
+  const which = fc.nat(20)
+  const action = fc.oneof(
+    { weight: 4, arbitrary: fc.record({ do: fc.constant('acquire' as const), layer, routed: subset }) },
+    { weight: 3, arbitrary: fc.record({ do: fc.constant('release' as const), layer }) },
+    { weight: 2, arbitrary: fc.record({ do: fc.constant('prefetch' as const), layer, routed: subset }) },
+    { weight: 1, arbitrary: fc.record({ do: fc.constant('cancel' as const), layer }) },
+    { weight: 8, arbitrary: fc.record({ do: fc.constant('deliver' as const), which }) },
+    { weight: 1, arbitrary: fc.record({ do: fc.constant('damage' as const), which }) },
+    { weight: 1, arbitrary: fc.record({ do: fc.constant('fail' as const), which }) },
+  )
+
+  test('pinned experts stay, bytes are right, reads are few and apart, no slot is lost', async () => {
+    await fc.assert(
+      fc.asyncProperty(
+        fc.array(action, { minLength: 10, maxLength: 100, size: 'max' }),
+        fc.integer({ min: 16, max: 24 }),
+        fc.boolean(),
+        async (actions, slots, heedsAborts) => {
+          const { store, pending } = heldStore(pack.store, heedsAborts)
+          const { residency, arena, bytes, usage } = setUp(slots, store)
+          /** Layers that a step has asked for, until they are released or have failed. */
+          const steps = new Map<number, Step>()
+
+          const check = () => {
+            expect(pending.length).toBeLessThanOrEqual(6)
+            if (heedsAborts) expect(new Set(pending.map(({ hash }) => hash)).size).toBe(pending.length)
+            const used: [number, number][] = []
+            for (const [key, slot] of residency.slots.entries()) {
+              if (slot < 0) continue
+              expect(Buffer.from(bytes(key)).equals(truth[key])).toBe(true)
+              used.push([bytes(key).byteOffset, bytes(key).length])
+            }
+            expect(used.length).toBe(residency.resident)
+            for (const { into } of pending) {
+              for (const { hash, bytes } of into) {
+                if (hash !== null) used.push([bytes.byteOffset, bytes.length])
+              }
+            }
+            used.sort(([a], [b]) => a - b)
+            for (let i = 1; i < used.length; i++) {
+              expect(used[i][0]).toBeGreaterThanOrEqual(used[i - 1][0] + used[i - 1][1])
+            }
+            expect((used.at(-1)?.[0] ?? 0) + (used.at(-1)?.[1] ?? 0)).toBeLessThanOrEqual(arena.length)
+            for (const [layer, { routed, where }] of steps) {
+              // Where the step has not got its experts yet, nothing is promised but what is checked above.
+              if (where) expect(slotsOf(residency, layer, routed)).toEqual(where)
+            }
+          }
+
+          for (const step of actions) {
+            const held = 'which' in step ? pending[step.which % Math.max(1, pending.length)] : undefined
+            if (step.do === 'acquire' && !steps.has(step.layer) && steps.size < 2) {
+              const { layer, routed } = step
+              const resident = slotsOf(residency, layer, routed).every((slot) => slot >= 0)
+              const abort = new AbortController()
+              const list = Uint16Array.from(routed)
+              const acquired = residency.acquire(layer, list, list.length, usage, abort.signal)
+              expect(acquired === undefined).toBe(resident)
+              const mine: Step = { routed, abort, where: undefined, acquired }
+              steps.set(layer, mine)
+              if (resident) mine.where = slotsOf(residency, layer, routed)
+              acquired?.then(
+                () => {
+                  mine.where = slotsOf(residency, layer, routed)
+                  expect(mine.where).not.toContain(-1)
+                },
+                () => steps.delete(layer),
+              )
+            } else if (step.do === 'release' && steps.get(step.layer)?.where) {
+              steps.delete(step.layer)
+              residency.release(step.layer)
+            } else if (step.do === 'prefetch') {
+              residency.prefetch(step.layer, Uint16Array.from(step.routed), step.routed.length, usage)
+            } else if (step.do === 'cancel') {
+              steps.get(step.layer)?.abort.abort()
+            } else if (step.do === 'deliver') {
+              await held?.deliver()
+            } else if (step.do === 'damage') {
+              await held?.deliver(true)
+            } else if (step.do === 'fail') {
+              held?.fail(new SparsedgeError('store_unavailable', 'gone'))
+            }
+            check()
+            await turn()
+            check()
+          }
+          await deliverAll(residency, pending)
+          await Promise.allSettled([...steps.values()].map(({ acquired }) => acquired))
+          check()
+          for (const [layer, { where }] of steps) {
+            expect(where).toBeDefined()
+            residency.release(layer)
+          }
+          await expectAllSlotsUsable(residency, pending)
+        },
+      ),
+      { numRuns: 80 },
+    )
+  })
+
+  interface Step {
+    readonly routed: readonly number[]
+    readonly abort: AbortController
+    /** The slots of its experts, once it has them. */
+    where: number[] | undefined
+    readonly acquired: Promise<void> | undefined
+  }
+
+  const slotsOf = ({ slots }: ArenaResidency, layer: number, routed: readonly number[]) =>
+    routed.map((expert) => slots[layer * EXPERTS + expert])
+})
+
+describe('createResidency', () => {
+  test('refuses an arena below two layers, and says what would do', () => {
+    const slotBytes = pack.manifest.experts.bytes + SLOT_PADDING
+    expect(arenaFloor(pack.manifest)).toBe(16)
+    expect(() => setUp(15, pack.store)).toThrow(
+      expect.objectContaining({
+        code: 'arena_too_small',
+        message: expect.stringContaining(`${16 * slotBytes}`),
+      }),
+    )
+  })
+
+  test('a model of one layer needs only that', async () => {
+    const { manifest, store } = await tinyPack({ layers: 1, experts: 4 })
+    const slotBytes = manifest.experts.bytes
+    const arena = new Uint8Array(4 * slotBytes)
+    const residency = createResidency({ manifest, store, arena, slotBytes })
+    await residency.acquire(0, ALL, 4, new ExpertUsage())
+    expect(residency.resident).toBe(4)
+  })
+
+  test('takes no more slots than there are experts', () => {
+    expect(setUp(100, pack.store).residency.capacity).toBe(LAYERS * EXPERTS)
+  })
+})
+
+/** After whatever happened, once nothing is pinned: the arena can be filled to the last slot. */
+async function expectAllSlotsUsable(residency: ArenaResidency, pending: readonly Pending[]) {
+  await deliverAll(residency, pending)
+  for (let layer = 0; layer < LAYERS; layer++) {
+    const acquired = residency.acquire(layer, ALL, EXPERTS, new ExpertUsage())
+    await deliverAll(residency, pending)
+    await acquired
+    residency.release(layer)
+  }
+  expect(residency.resident).toBe(residency.capacity)
+}
+
+/** The pack's store with one object replaced, or removed. */
+function damagedStore(hash: string, damage: (bytes: Uint8Array) => Uint8Array | undefined): ShardStore {
+  const store = memoryStore()
+  for (const [key, bytes] of pack.store.objects) store.objects.set(key, bytes)
+  const damaged = damage(Uint8Array.from(store.objects.get(shardKey(hash)) ?? []))
+  if (damaged) store.objects.set(shardKey(hash), Uint8Array.from(damaged))
+  else store.objects.delete(shardKey(hash))
+  return store
+}

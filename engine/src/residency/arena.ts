@@ -1,0 +1,198 @@
+/**
+ * @module
+ * Residency in an arena: a fixed region of memory, cut into slots that each hold one expert. Fetches what is missing,
+ * evicts what is used least, and never lets a byte be seen that was not verified.
+ */
+import { SparsedgeError, throwIfCancelled } from '../errors.ts'
+import type { Manifest } from '../pack/manifest.ts'
+import type { ShardStore } from '../store/store.ts'
+import { verified } from '../store/verified.ts'
+import { type Flight, Flights } from './flights.ts'
+import { Load } from './load.ts'
+import { bundlePays, Frequency } from './policy.ts'
+import type { Residency } from './residency.ts'
+import { Slots } from './slots.ts'
+import type { ExpertUsage } from './usage.ts'
+
+/** Tokens after which the use of an expert counts half. */
+const HALF_LIFE_TOKENS = 64
+
+export interface ArenaOptions {
+  readonly manifest: Manifest
+  readonly store: ShardStore
+  /** Slot i is the view of `slotBytes` bytes from i · slotBytes on; an expert lies at its start. */
+  readonly arena: Uint8Array<ArrayBuffer>
+  /** At least `manifest.experts.bytes`; more where slots must be aligned. */
+  readonly slotBytes: number
+}
+
+export interface ArenaResidency extends Residency {
+  /** Experts that the arena has room for; never more than there are. */
+  readonly capacity: number
+  /** Experts in a slot now. */
+  readonly resident: number
+  /** Resolves when no fetch is under way or queued. A Worker keeps a request open until then (`waitUntil`). */
+  settled(): Promise<void>
+}
+
+/** Slots without which a model cannot run: two neighbouring layers, one computing, one on its way. */
+export function arenaFloor({ config }: Pick<Manifest, 'config'>): number {
+  return Math.min(2, config.layers) * config.experts
+}
+
+/**
+ * @throws SparsedgeError `arena_too_small` if the arena has fewer slots than {@link arenaFloor}
+ */
+export function createResidency(options: ArenaOptions): ArenaResidency {
+  const { manifest, arena, slotBytes } = options
+  if (slotBytes < manifest.experts.bytes) {
+    throw new RangeError(`an expert of ${manifest.experts.bytes} bytes does not fit a slot of ${slotBytes}`)
+  }
+  const capacity = Math.floor(arena.length / slotBytes)
+  const floor = arenaFloor(manifest)
+  if (capacity < floor) {
+    throw new SparsedgeError(
+      'arena_too_small',
+      `the arena has ${arena.length} bytes; ${manifest.name} needs at least ${floor * slotBytes}, ` +
+        'so allow more memory, or fewer tokens of context',
+      { model: manifest.name },
+    )
+  }
+  return new Arena(options, Math.min(capacity, manifest.config.layers * manifest.config.experts))
+}
+
+class Arena implements ArenaResidency {
+  readonly slots: Int32Array
+  readonly #manifest: Manifest
+  readonly #store: ShardStore
+  readonly #frequency: Frequency
+  readonly #table: Slots
+  readonly #flights = new Flights()
+
+  constructor({ manifest, store, arena, slotBytes }: ArenaOptions, capacity: number) {
+    const { layers, experts } = manifest.config
+    this.#manifest = manifest
+    this.#store = verified(store)
+    this.#frequency = new Frequency(layers * experts, HALF_LIFE_TOKENS * layers)
+    this.#table = new Slots(arena, slotBytes, capacity, layers * experts, this.#frequency)
+    this.slots = this.#table.of
+  }
+
+  get capacity(): number {
+    return this.#table.capacity
+  }
+
+  get resident(): number {
+    return this.#table.resident
+  }
+
+  acquire(
+    layer: number,
+    routed: Uint16Array,
+    count: number,
+    usage: ExpertUsage,
+    signal?: AbortSignal,
+  ): undefined | Promise<void> {
+    const row = layer * this.#manifest.config.experts
+    this.#frequency.tick()
+    for (let i = 0; i < count; i++) {
+      this.#frequency.use(row + routed[i])
+      this.#table.pin(row + routed[i])
+    }
+    const missing = this.#countMissing(row, routed, count)
+    usage.hits += count - missing
+    usage.misses += missing
+    return missing === 0 ? undefined : this.#wait(layer, this.#missing(row, routed, count), usage, signal)
+  }
+
+  release(layer: number): void {
+    const { experts } = this.#manifest.config
+    for (let key = layer * experts; key < (layer + 1) * experts; key++) this.#table.unpin(key)
+  }
+
+  prefetch(layer: number, routed: Uint16Array, count: number, usage: ExpertUsage): void {
+    const row = layer * this.#manifest.config.experts
+    if (this.#countMissing(row, routed, count) === 0) return
+    this.#request(layer, this.#missing(row, routed, count), false, usage)
+  }
+
+  settled(): Promise<void> {
+    return this.#flights.settled()
+  }
+
+  /** Makes pinned experts resident, or unpins the layer. */
+  async #wait(
+    layer: number,
+    experts: number[],
+    usage: ExpertUsage,
+    signal: AbortSignal | undefined,
+  ): Promise<void> {
+    const started = performance.now()
+    const row = layer * this.#manifest.config.experts
+    try {
+      throwIfCancelled(signal)
+      this.#checkPins()
+      // Flights may end without having brought what they were joined for; then there is another round.
+      for (
+        let missing = experts;
+        missing.length > 0;
+        missing = missing.filter((e) => this.slots[row + e] < 0)
+      ) {
+        const flights = this.#request(layer, missing, true, usage)
+        for (const flight of flights) flight.join()
+        try {
+          for (const flight of flights) await this.#flights.landing(flight, signal)
+        } finally {
+          for (const flight of flights) flight.leave()
+        }
+      }
+    } catch (cause) {
+      this.release(layer)
+      throw cause instanceof SparsedgeError ? cause.at({ model: this.#manifest.name, layer }) : cause
+    } finally {
+      usage.waitMs += performance.now() - started
+    }
+  }
+
+  /** The flights that bring the missing experts: those on their way already, and new ones for the rest. */
+  #request(layer: number, missing: readonly number[], urgent: boolean, usage: ExpertUsage): Set<Flight> {
+    const { config, experts } = this.#manifest
+    const row = layer * config.experts
+    const flights = new Set<Flight>()
+    const rest: number[] = []
+    for (const expert of missing) {
+      const flight = this.#table.coming[row + expert]
+      if (flight && !flight.abandoned) flights.add(flight)
+      else rest.push(expert)
+    }
+    const { bundle, shards } = experts.layers[layer]
+    const objects = bundlePays(rest.length, config.experts, experts.bytes)
+      ? [{ hash: bundle, first: 0, shards, wanted: rest }]
+      : rest.map((e) => ({ hash: shards[e], first: e, shards: [shards[e]], wanted: [e] }))
+    for (const { wanted, ...object } of objects) {
+      const cargo = { ...object, layer, key: row + object.first, expertBytes: experts.bytes }
+      const load = new Load(cargo, this.#table, this.#store, usage, urgent)
+      for (const expert of wanted) this.#table.coming[row + expert] = load
+      this.#flights.start(load)
+      flights.add(load)
+    }
+    return flights
+  }
+
+  #countMissing(row: number, routed: Uint16Array, count: number): number {
+    let missing = 0
+    for (let i = 0; i < count; i++) if (this.slots[row + routed[i]] < 0) missing += 1
+    return missing
+  }
+
+  #missing(row: number, routed: Uint16Array, count: number): number[] {
+    return Array.from(routed.subarray(0, count)).filter((expert) => this.slots[row + expert] < 0)
+  }
+
+  /** A caller that holds more layers than the arena has room for would wait for ever. */
+  #checkPins(): void {
+    if (this.#table.pinned <= this.capacity) return
+    const message = `${this.#table.pinned} experts are needed at once, the arena holds ${this.capacity}`
+    throw new SparsedgeError('arena_too_small', `${message}; release a layer before the one after the next`)
+  }
+}
