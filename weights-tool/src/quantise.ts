@@ -40,8 +40,6 @@ const TOP_SCALE_UNDER_SECOND_PLANE = 239
  * (1 to 7 steps are found through their multiples). Above 15: the outermost values are clipped so that the others win.
  */
 const STEP_COUNTS = [15, 14, 13, 12, 11, 10, 9, 8, 16, 17, 18]
-/** A first plane whose rest is stored too must not clip: the second plane would have to span the clipped part. */
-const STEP_COUNTS_UNDER_SECOND_PLANE = [15]
 
 /**
  * Quantises a matrix.
@@ -68,12 +66,13 @@ export function quantise(name: string, tensor: FloatTensor, layout: QuantisedLay
   let norm = 0
   for (let row = 0; row < rows; row++) {
     const weights = tensor.data.subarray(row * cols, (row + 1) * cols)
-    fitRow(weights, fine ? STEP_COUNTS_UNDER_SECOND_PLANE : STEP_COUNTS)
+    // A first plane whose rest is stored too must not clip: the second would have to span the clipped part.
+    fitRow(weights, fine === undefined)
     rowScales[row] = chooseRowScale(weights, fine !== undefined)
     encodeRow(weights, rowScales[row], coarse, row, rest)
     if (fine) {
       const residual = rest.slice()
-      fitRow(residual, STEP_COUNTS)
+      fitRow(residual, true)
       encodeRow(residual, rowScales[row] * FINE_PLANE_SCALE, fine, row, rest)
     }
     for (let col = 0; col < cols; col++) {
@@ -113,14 +112,17 @@ function emptyPlane(rows: number, cols: number): Plane {
 let steps = new Float64Array(0)
 let lows = new Float64Array(0)
 
-/** Finds every block's best grid before scales and zero points are rounded to bytes: fills {@link steps}, {@link lows}. */
-function fitRow(weights: Float32Array, stepCounts: readonly number[]): void {
+/**
+ * Finds every block's best grid before scales and zero points are rounded to bytes: fills {@link steps}, {@link lows}.
+ * The one with the least error, or, where clipping is not allowed, the one that just spans the block.
+ */
+function fitRow(weights: Float32Array, mayClip: boolean): void {
   const blocks = weights.length / BLOCK
   if (steps.length < blocks) {
     steps = new Float64Array(blocks)
     lows = new Float64Array(blocks)
   }
-  for (let block = 0; block < blocks; block++) fitBlock(weights, block, stepCounts)
+  for (let block = 0; block < blocks; block++) fitBlock(weights, block, mayClip)
 }
 
 /**
@@ -173,7 +175,7 @@ function encodeRow(
 // ---- A block ----------------------------------------------------------------------------------------------------
 
 /** Searches the block's best grid with real-valued step and low end. */
-function fitBlock(weights: Float32Array, block: number, stepCounts: readonly number[]): void {
+function fitBlock(weights: Float32Array, block: number, mayClip: boolean): void {
   const at = block * BLOCK
   let min = weights[at]
   let max = min
@@ -187,7 +189,7 @@ function fitBlock(weights: Float32Array, block: number, stepCounts: readonly num
   // A zero point is never negative, so a grid starts at or below zero.
   min = Math.min(min, 0)
   let best = Number.POSITIVE_INFINITY
-  for (const count of stepCounts) {
+  for (const count of mayClip ? STEP_COUNTS : [TOP_CODE]) {
     // …and it is at most 255 eighths of a step, so a grid far below zero needs larger steps.
     const step = Math.max((max - min) / count, (-8 * min) / TOP_BYTE)
     const low = count > TOP_CODE ? Math.min(min + ((count - TOP_CODE) / 2) * step, 0) : min
@@ -198,7 +200,7 @@ function fitBlock(weights: Float32Array, block: number, stepCounts: readonly num
       lows[block] = low
     }
   }
-  refine(weights, block, best)
+  if (mayClip) refine(weights, block, best)
 }
 
 /** One step of least squares: with the codes held, the best line through (code, weight) is a better grid. */
