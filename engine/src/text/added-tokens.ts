@@ -58,7 +58,7 @@ export class AddedTokens {
 
   /** UTF-16 code units of the longest token. */
   get longest(): number {
-    return Math.max(0, ...this.#byContent.keys().map((content) => content.length))
+    return Math.max(0, ...Array.from(this.#byContent.keys(), (content) => content.length))
   }
 
   idOf(content: string): number | undefined {
