@@ -14,5 +14,6 @@ declare namespace WebAssembly {
     constructor(module: Module, imports?: Record<string, Record<string, unknown>>)
     readonly exports: Readonly<Record<string, unknown>>
   }
+  function compile(bytes: Uint8Array<ArrayBuffer>): Promise<Module>
   function validate(bytes: Uint8Array<ArrayBuffer>): boolean
 }
