@@ -8,6 +8,7 @@ import { Command } from 'commander'
 import packageJson from '../package.json' with { type: 'json' }
 import { inspectCommand } from './commands/inspect.ts'
 import { packCommand } from './commands/pack.ts'
+import { pushCommand } from './commands/push.ts'
 import { unpackCommand } from './commands/unpack.ts'
 import { verifyCommand } from './commands/verify.ts'
 
@@ -20,6 +21,7 @@ export function createProgram(): Command {
     .addCommand(inspectCommand())
     .addCommand(verifyCommand())
     .addCommand(unpackCommand())
+    .addCommand(pushCommand())
     .addHelpText('after', '\n`weights-tool <command> --help` explains a command with examples.')
 }
 
