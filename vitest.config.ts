@@ -17,6 +17,7 @@ function serial(name: string, groupOrder: number) {
       fileParallelism: false,
       testTimeout: 180_000,
       hookTimeout: 180_000,
+      globalSetup: ['test/shipped.ts'],
       sequence: { groupOrder },
     },
   }

@@ -5,8 +5,8 @@
 import { mkdtemp, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { afterAll, beforeAll, describe, expect, test } from 'vitest'
-import { TASKS, writePacks } from './packs.ts'
+import { afterAll, beforeAll, describe, expect, inject, test } from 'vitest'
+import { addTinyPacks, TASKS } from './packs.ts'
 import type { ProbeResult } from './probe.ts'
 import { chromium, deno, node, type Packs, type Runner, systemNode, workerd } from './runners.ts'
 
@@ -28,8 +28,8 @@ let packs: Packs
 let expected: Map<string, ProbeResult>
 beforeAll(async () => {
   const scratch = await mkdtemp(join(tmpdir(), 'sparsedge-runtimes-'))
-  packs = { scratch, directory: join(scratch, 'packs') }
-  await writePacks(packs.directory)
+  packs = { scratch, directory: inject('directory'), state: inject('state') }
+  await addTinyPacks(packs.directory, packs.state)
   const [reference] = runtimes
   const results = await reference.run(packs, TASKS)
   expected = new Map(results.filter(({ backend }) => backend === 'wasm-plain').map((r) => [r.model, r]))

@@ -3,9 +3,12 @@
  * The packs that every runtime reads: tiny ones that between them have each kind of gate, layout and head, and the model
  * that ships.
  */
-import { mkdir, writeFile } from 'node:fs/promises'
-import { dirname, join } from 'node:path'
+import { directoryTarget } from '@sparsedge/weights-tool/push/directory'
+import { localTarget } from '@sparsedge/weights-tool/push/local'
+import { push } from '@sparsedge/weights-tool/push/push'
 import { GATES, type TinyPackOptions, tinyPack } from '../fixtures/tiny.ts'
+import { ROOT } from '../processes.ts'
+import { MODEL } from '../shipped.ts'
 import type { ProbeTask } from './probe.ts'
 
 const TINY: readonly TinyPackOptions[] = [
@@ -15,19 +18,18 @@ const TINY: readonly TinyPackOptions[] = [
   { name: 'tiny-look-ahead', gate: GATES.clampedLookAhead, seed: 2 },
 ]
 
-export const TASKS: readonly ProbeTask[] = TINY.map(({ name = '' }) => ({
-  model: name,
-  prompt: [1, 5, 9, 20, 33],
-  steps: 24,
-}))
+export const TASKS: readonly ProbeTask[] = [
+  ...TINY.map(({ name = '' }) => ({ model: name, prompt: [1, 5, 9, 20, 33], steps: 24 })),
+  // "The capital of France is"
+  { model: MODEL, prompt: [504, 3575, 282, 4649, 314], steps: 24 },
+]
 
-/** Writes all packs into a directory, as `shards/…` and `models/…`. */
-export async function writePacks(directory: string): Promise<void> {
+/** Adds the tiny packs to a directory and to the bucket in wrangler's state. */
+export async function addTinyPacks(directory: string, state: string): Promise<void> {
+  const targets = [directoryTarget(directory), await localTarget({ root: ROOT, state })]
   for (const options of TINY) {
-    const { store } = await tinyPack(options)
-    for (const [key, bytes] of store.objects) {
-      await mkdir(dirname(join(directory, key)), { recursive: true })
-      await writeFile(join(directory, key), bytes)
-    }
+    const { manifest, store } = await tinyPack(options)
+    for (const target of targets) await push({ path: '', manifest, store }, target)
   }
+  for (const target of targets) await target.close()
 }

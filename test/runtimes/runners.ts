@@ -4,27 +4,28 @@
  */
 import { execFile } from 'node:child_process'
 import { existsSync } from 'node:fs'
-import { readdir, readFile } from 'node:fs/promises'
 import { delimiter, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { promisify } from 'node:util'
-import type { R2Bucket } from '@cloudflare/workers-types'
 import { build } from 'esbuild'
-import { createTestHarness } from 'wrangler'
 import { launchChromium } from '../chromium.ts'
+import { BIN, ROOT } from '../processes.ts'
+import { startWorker } from '../servers.ts'
 import type { ProbeResult, ProbeTask } from './probe.ts'
 import { serveFolders } from './server.ts'
 import type { runProbe } from './web.ts'
 
 const exec = promisify(execFile)
 const HERE = fileURLToPath(new URL('.', import.meta.url))
-const ROOT = join(HERE, '..', '..')
 const DIST = join(ROOT, 'engine', 'dist')
-const BIN = join(ROOT, 'node_modules', '.bin')
 
-/** Where the packs are (laid out as `shards/…`, `models/…`), and a folder for what a runner builds. */
+/** Where the packs are. */
 export interface Packs {
+  /** As files: `shards/…`, `models/…`. */
   readonly directory: string
+  /** wrangler's state, with the same objects in the bucket. */
+  readonly state: string
+  /** A folder for what a runner builds. */
   readonly scratch: string
 }
 
@@ -71,30 +72,14 @@ export const chromium: Runner = async ({ directory }, tasks) => {
 }
 
 /** workerd, with the packs in a (local) R2 bucket. */
-export const workerd: Runner = async ({ directory }, tasks) => {
-  const harness = createTestHarness({
-    root: HERE,
-    workers: [
-      {
-        config: {
-          name: 'probe',
-          main: 'worker.ts',
-          compatibility_date: '2026-11-17',
-          r2_buckets: [{ binding: 'SHARDS', bucket_name: 'shards' }],
-          rules: [{ type: 'CompiledWasm', globs: ['**/*.wasm'] }],
-        },
-      },
-    ],
-  })
+export const workerd: Runner = async ({ state }, tasks) => {
+  const server = await startWorker({ state, config: join(HERE, 'wrangler.toml') })
   try {
-    await harness.listen()
-    const { SHARDS } = await harness.getWorker<{ SHARDS: R2Bucket }>().getEnv()
-    for (const key of await files(directory)) await SHARDS.put(key, await readFile(join(directory, key)))
-    const response = await harness.fetch('/', { method: 'POST', body: JSON.stringify(tasks) })
+    const response = await fetch(server.url, { method: 'POST', body: JSON.stringify(tasks) })
     if (!response.ok) throw new Error(`the Worker answered ${response.status}: ${await response.text()}`)
     return (await response.json()) as ProbeResult[]
   } finally {
-    await harness.close()
+    await server.stop()
   }
 }
 
@@ -131,12 +116,4 @@ async function bundle(
 async function print(program: string, args: readonly string[]): Promise<ProbeResult[]> {
   const { stdout } = await exec(program, args, { maxBuffer: 16 * 1024 * 1024 })
   return JSON.parse(stdout)
-}
-
-/** Paths of all files below a folder, relative to it. */
-async function files(directory: string): Promise<string[]> {
-  const entries = await readdir(directory, { recursive: true, withFileTypes: true })
-  return entries
-    .filter((entry) => entry.isFile())
-    .map((entry) => join(entry.parentPath, entry.name).slice(directory.length + 1))
 }

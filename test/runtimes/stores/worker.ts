@@ -1,0 +1,110 @@
+/**
+ * @module
+ * A Worker that reads from R2 as it is told, and that holds experts from a slow server over the lives of its requests.
+ */
+import type { R2Bucket } from '@cloudflare/workers-types'
+import { SparsedgeError } from '@sparsedge/engine/errors'
+import { parseManifest } from '@sparsedge/engine/pack/manifest'
+import { type ArenaResidency, createResidency } from '@sparsedge/engine/residency/arena'
+import { ExpertUsage } from '@sparsedge/engine/residency/usage'
+import { httpStore } from '@sparsedge/engine/store/http'
+import { r2Store } from '@sparsedge/engine/store/r2'
+import { sha256 } from '@sparsedge/engine/store/sha256'
+import { verified } from '@sparsedge/engine/store/verified'
+
+/** Reads a shard into slots of a WASM memory, which are `gap` bytes apart. */
+export interface ReadTask {
+  readonly hash: string
+  readonly slots: readonly { readonly hash: string | null; readonly size: number }[]
+  readonly gap: number
+  /** Cancels the read at once. */
+  readonly cancel?: boolean
+}
+
+export interface ReadResult {
+  readonly tier?: string
+  /** Of each slot's bytes, afterwards. */
+  readonly hashes: readonly string[]
+  readonly error?: { readonly code: string; readonly place: object }
+}
+
+/** Makes the residency anew. */
+export interface SetUpTask {
+  readonly model: string
+  readonly url: string
+  readonly slots: number
+}
+
+export interface AcquireTask {
+  readonly layer: number
+  readonly routed: readonly number[]
+  /** Answers before the experts have come, so that the request ends over its fetches. */
+  readonly leave?: boolean
+}
+
+export interface AcquireResult {
+  readonly resident: number
+  readonly capacity: number
+  readonly hits: number
+  readonly misses: number
+  readonly error?: { readonly code: string; readonly place: object }
+}
+
+let residency: ArenaResidency
+
+const handlers: Record<string, (task: never, bucket: R2Bucket) => Promise<unknown>> = {
+  '/read': async (task: ReadTask, bucket): Promise<ReadResult> => {
+    const bytes = task.slots.reduce((sum, { size }) => sum + size + task.gap, 0)
+    const memory = new WebAssembly.Memory({ initial: Math.ceil(bytes / 65536) })
+    let offset = 0
+    const into = task.slots.map(({ hash, size }) => {
+      const slot = { hash, bytes: new Uint8Array(memory.buffer, offset, size) }
+      offset += size + task.gap
+      return slot
+    })
+    const abort = new AbortController()
+    const reading = verified(r2Store(bucket)).read(task.hash, into, abort.signal)
+    if (task.cancel) abort.abort()
+    const result = await reading.then((tier) => ({ tier }), failure)
+    return { ...result, hashes: await Promise.all(into.map((slot) => sha256(slot.bytes))) }
+  },
+
+  '/manifest': async ({ model }: { model: string }, bucket) =>
+    r2Store(bucket)
+      .manifest(model)
+      .then((bytes) => ({ text: new TextDecoder().decode(bytes) }), failure),
+
+  '/set-up': async ({ model, url, slots }: SetUpTask) => {
+    const store = httpStore(url)
+    const manifest = parseManifest(await store.manifest(model))
+    const slotBytes = manifest.experts.bytes
+    residency = createResidency({ manifest, store, arena: new Uint8Array(slots * slotBytes), slotBytes })
+    return {}
+  },
+
+  '/acquire': async ({ layer, routed, leave }: AcquireTask): Promise<AcquireResult> => {
+    const usage = new ExpertUsage()
+    const acquired = residency.acquire(layer, Uint16Array.from(routed), routed.length, usage)
+    const result = leave ? {} : await acquired?.then(() => ({}), failure)
+    residency.release(layer)
+    const { resident, capacity } = residency
+    return { resident, capacity, hits: usage.hits, misses: usage.misses, ...result }
+  },
+
+  '/prefetch': async ({ layer, routed }: AcquireTask) => {
+    residency.prefetch(layer, Uint16Array.from(routed), routed.length, new ExpertUsage())
+    return {}
+  },
+}
+
+function failure(error: unknown) {
+  if (!(error instanceof SparsedgeError)) throw error
+  return { error: { code: error.code, place: error.place } }
+}
+
+export default {
+  async fetch(request: Request, env: { readonly SHARDS: R2Bucket }): Promise<Response> {
+    const handler = handlers[new URL(request.url).pathname]
+    return Response.json(await handler((await request.json()) as never, env.SHARDS))
+  },
+}
