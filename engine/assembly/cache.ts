@@ -72,6 +72,6 @@ function code(at: usize, inverse: f32): i8 {
 function peak(head: usize): f32 {
   let top = f32x4.splat(0)
   for (let i: usize = 0; i < (<usize>model.headDim) << 2; i += 16)
-    top = f32x4.max(top, f32x4.abs(v128.load(head + i)))
+    top = f32x4.pmax(top, f32x4.abs(v128.load(head + i)))
   return maxLanes(top)
 }

@@ -76,9 +76,10 @@ export class Model {
   qkvRows: usize // f32 [chunk, (heads + 2 kvHeads) headDim]
   context: usize // f32 [chunk, heads headDim]: what attention gathered
   contextRecords: usize // record [chunk, heads headDim / 32]
-  query: usize // i16 [headDim]
-  scores: usize // f32 [contextTokens]
-  shares: usize // i16 [PAGE_TOKENS]
+  query: usize // i16 [2, headDim]
+  scores: usize // f32 [2, contextTokens]
+  scoreBytes: usize // bytes of a row of scores
+  shares: usize // i16 [2, PAGE_TOKENS]
   gates: usize // f32 [2, chunk, experts]; layer & 1 chooses
   logit: usize // f32 [experts]: z of one token's gate
   assigned: usize // { token: i32, weight: f32 } [chunk]: who routes the expert at hand

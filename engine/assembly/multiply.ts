@@ -124,20 +124,32 @@ export function plane1(
 // A 16-byte vector of weights holds 4 rows x 8 columns: byte i of a row has column i in its low nibble and column 4 + i
 // in its high one. It is taken in parts of 4 columns (relaxed) or 2 (plain), each against as many codes, in all lanes.
 
-/**
- * Part `k` of a vector of weights, as the multiplication wants it. Relaxed: bytes 0 to 15. Plain: 16-bit lanes with the
- * nibbles left where they stand, so that no shift is needed; record.ts scales the codes to even that out.
- */
+// Masks and factors are locals of the kernels, because V8 builds a vector constant anew, in three instructions, wherever
+// one is used inside a loop, but keeps a local in a register.
+
+/** The mask of the first part: relaxed, columns 0 to 3; plain, columns 0 and 2. */
 @inline
-function part(k: i32, weights: v128): v128 {
-  if (ASC_FEATURE_RELAXED_SIMD) {
-    if (k === 0) return v128.and(weights, i8x16.splat(15))
-    return v128.and(i16x8.shr_u(weights, 4), i8x16.splat(15))
-  }
-  if (k === 0) return v128.and(weights, i16x8.splat(0x000f)) // columns 0, 2
-  if (k === 1) return v128.and(weights, i16x8.splat(0x00f0)) // columns 4, 6, times 16
-  if (k === 2) return v128.and(weights, i16x8.splat(0x0f00)) // columns 1, 3, times 256
-  return i16x8.shr_u(weights, 12) // columns 5, 7
+function mask0(): v128 {
+  return ASC_FEATURE_RELAXED_SIMD ? i8x16.splat(0x0f) : i16x8.splat(0x000f)
+}
+
+/** Plain: columns 4 and 6, which are worth 16 times themselves where they stand. */
+@inline
+function mask1(): v128 {
+  return i16x8.splat(0x00f0)
+}
+
+/** Plain: columns 1 and 3, worth 256 times themselves. Columns 5 and 7 come by a shift. */
+@inline
+function mask2(): v128 {
+  return i16x8.splat(0x0f00)
+}
+
+/** Part 1 of a vector of weights: relaxed, columns 4 to 7; plain, see above. */
+@inline
+function part1(weights: v128, mask0: v128, mask1: v128): v128 {
+  if (ASC_FEATURE_RELAXED_SIMD) return v128.and(i16x8.shr_u(weights, 4), mask0)
+  return v128.and(weights, mask1)
 }
 
 /** sum + part · codes. The sums of 16-bit lanes stay below 16 · 15 · 127 = 30480 over a block, so they cannot overflow. */
@@ -151,20 +163,20 @@ function dot<T>(sum: v128, weights: v128, codes: v128): v128 {
   return i32x4.add(sum, i32x4.dot_i16x8_s(weights, codes))
 }
 
-/** 8 Σ q·code, as i32x4. */
+/** 8 Σ q·code, as i32x4. `eights` is i16x8.splat(8). */
 @inline
-function eightfold<T>(sum: v128): v128 {
+function eightfold<T>(sum: v128, eights: v128): v128 {
   if (ASC_FEATURE_RELAXED_SIMD) {
     if (sizeof<T>() === 4) return i32x4.shl(sum, 3)
-    return i32x4.dot_i16x8_s(sum, i16x8.splat(8))
+    return i32x4.dot_i16x8_s(sum, eights)
   }
   return i32x4.shr_s(sum, 5)
 }
 
 /** y + scale · (s · (8 Σ q·code - z · Σ code)) for four rows; s and z as i32x4. */
 @inline
-function settle<T>(y: v128, sum: v128, s: v128, z: v128, codeSum: v128, scale: v128): v128 {
-  const level = i32x4.mul(i32x4.sub(eightfold<T>(sum), i32x4.mul(codeSum, z)), s)
+function settle<T>(y: v128, sum: v128, s: v128, z: v128, codeSum: v128, scale: v128, eights: v128): v128 {
+  const level = i32x4.mul(i32x4.sub(eightfold<T>(sum, eights), i32x4.mul(codeSum, z)), s)
   return f32x4.add(y, f32x4.mul(scale, f32x4.convert_i32x4_s(level)))
 }
 
@@ -173,6 +185,10 @@ function settle<T>(y: v128, sum: v128, s: v128, z: v128, codeSum: v128, scale: v
 /** T is the lane in which the relaxed module sums: i16 (pairs) or i32 (quads). */
 @inline
 function plane1As<T>(tile: usize, rowTiles: i32, blocks: i32, records: usize, out: usize, factor: f32): void {
+  const m0 = mask0()
+  const m1 = mask1()
+  const m2 = mask2()
+  const eights = i16x8.splat(8)
   do {
     let y0 = v128.load(out)
     let y1 = v128.load(out, 16)
@@ -191,29 +207,29 @@ function plane1As<T>(tile: usize, rowTiles: i32, blocks: i32, records: usize, ou
       do {
         let x = v128.load32_splat(codes)
         const w0 = v128.load(weights)
-        i0 = dot<T>(i0, part(0, w0), x)
+        i0 = dot<T>(i0, v128.and(w0, m0), x)
         const w1 = v128.load(weights, 16)
-        i1 = dot<T>(i1, part(0, w1), x)
+        i1 = dot<T>(i1, v128.and(w1, m0), x)
         const w2 = v128.load(weights, 32)
-        i2 = dot<T>(i2, part(0, w2), x)
+        i2 = dot<T>(i2, v128.and(w2, m0), x)
         const w3 = v128.load(weights, 48)
-        i3 = dot<T>(i3, part(0, w3), x)
+        i3 = dot<T>(i3, v128.and(w3, m0), x)
         x = v128.load32_splat(codes, 4)
-        i0 = dot<T>(i0, part(1, w0), x)
-        i1 = dot<T>(i1, part(1, w1), x)
-        i2 = dot<T>(i2, part(1, w2), x)
-        i3 = dot<T>(i3, part(1, w3), x)
+        i0 = dot<T>(i0, part1(w0, m0, m1), x)
+        i1 = dot<T>(i1, part1(w1, m0, m1), x)
+        i2 = dot<T>(i2, part1(w2, m0, m1), x)
+        i3 = dot<T>(i3, part1(w3, m0, m1), x)
         if (!ASC_FEATURE_RELAXED_SIMD) {
           x = v128.load32_splat(codes, 8)
-          i0 = dot<T>(i0, part(2, w0), x)
-          i1 = dot<T>(i1, part(2, w1), x)
-          i2 = dot<T>(i2, part(2, w2), x)
-          i3 = dot<T>(i3, part(2, w3), x)
+          i0 = dot<T>(i0, v128.and(w0, m2), x)
+          i1 = dot<T>(i1, v128.and(w1, m2), x)
+          i2 = dot<T>(i2, v128.and(w2, m2), x)
+          i3 = dot<T>(i3, v128.and(w3, m2), x)
           x = v128.load32_splat(codes, 12)
-          i0 = dot<T>(i0, part(3, w0), x)
-          i1 = dot<T>(i1, part(3, w1), x)
-          i2 = dot<T>(i2, part(3, w2), x)
-          i3 = dot<T>(i3, part(3, w3), x)
+          i0 = dot<T>(i0, i16x8.shr_u(w0, 12), x)
+          i1 = dot<T>(i1, i16x8.shr_u(w1, 12), x)
+          i2 = dot<T>(i2, i16x8.shr_u(w2, 12), x)
+          i3 = dot<T>(i3, i16x8.shr_u(w3, 12), x)
         }
         weights += 64
         codes += STEP
@@ -224,12 +240,44 @@ function plane1As<T>(tile: usize, rowTiles: i32, blocks: i32, records: usize, ou
       const z = v128.load(tile, 16)
       const s01 = i16x8.extend_low_i8x16_u(s)
       const z01 = i16x8.extend_low_i8x16_u(z)
-      y0 = settle<T>(y0, i0, i32x4.extend_low_i16x8_u(s01), i32x4.extend_low_i16x8_u(z01), codeSum, scale)
-      y1 = settle<T>(y1, i1, i32x4.extend_high_i16x8_u(s01), i32x4.extend_high_i16x8_u(z01), codeSum, scale)
+      y0 = settle<T>(
+        y0,
+        i0,
+        i32x4.extend_low_i16x8_u(s01),
+        i32x4.extend_low_i16x8_u(z01),
+        codeSum,
+        scale,
+        eights,
+      )
+      y1 = settle<T>(
+        y1,
+        i1,
+        i32x4.extend_high_i16x8_u(s01),
+        i32x4.extend_high_i16x8_u(z01),
+        codeSum,
+        scale,
+        eights,
+      )
       const s23 = i16x8.extend_high_i8x16_u(s)
       const z23 = i16x8.extend_high_i8x16_u(z)
-      y2 = settle<T>(y2, i2, i32x4.extend_low_i16x8_u(s23), i32x4.extend_low_i16x8_u(z23), codeSum, scale)
-      y3 = settle<T>(y3, i3, i32x4.extend_high_i16x8_u(s23), i32x4.extend_high_i16x8_u(z23), codeSum, scale)
+      y2 = settle<T>(
+        y2,
+        i2,
+        i32x4.extend_low_i16x8_u(s23),
+        i32x4.extend_low_i16x8_u(z23),
+        codeSum,
+        scale,
+        eights,
+      )
+      y3 = settle<T>(
+        y3,
+        i3,
+        i32x4.extend_high_i16x8_u(s23),
+        i32x4.extend_high_i16x8_u(z23),
+        codeSum,
+        scale,
+        eights,
+      )
       tile += TILE
       record += RECORD
     } while (--block)
@@ -257,6 +305,10 @@ function plane4As<T>(
   out3: usize,
   factor: f32,
 ): void {
+  const m0 = mask0()
+  const m1 = mask1()
+  const m2 = mask2()
+  const eights = i16x8.splat(8)
   // The records of tokens 1 to 3 are addressed from token 0's, so that one pointer moves.
   record1 -= record0
   record2 -= record0
@@ -289,8 +341,8 @@ function plane4As<T>(
         do {
           const w0 = v128.load(weights)
           const w1 = v128.load(weights, 16)
-          let p0 = part(0, w0)
-          let p1 = part(0, w1)
+          let p0 = v128.and(w0, m0)
+          let p1 = v128.and(w1, m0)
           let x = v128.load32_splat(codes)
           i00 = dot<T>(i00, p0, x)
           i01 = dot<T>(i01, p1, x)
@@ -303,8 +355,8 @@ function plane4As<T>(
           x = v128.load32_splat(codes + record3)
           i30 = dot<T>(i30, p0, x)
           i31 = dot<T>(i31, p1, x)
-          p0 = part(1, w0)
-          p1 = part(1, w1)
+          p0 = part1(w0, m0, m1)
+          p1 = part1(w1, m0, m1)
           x = v128.load32_splat(codes, 4)
           i00 = dot<T>(i00, p0, x)
           i01 = dot<T>(i01, p1, x)
@@ -318,8 +370,8 @@ function plane4As<T>(
           i30 = dot<T>(i30, p0, x)
           i31 = dot<T>(i31, p1, x)
           if (!ASC_FEATURE_RELAXED_SIMD) {
-            p0 = part(2, w0)
-            p1 = part(2, w1)
+            p0 = v128.and(w0, m2)
+            p1 = v128.and(w1, m2)
             x = v128.load32_splat(codes, 8)
             i00 = dot<T>(i00, p0, x)
             i01 = dot<T>(i01, p1, x)
@@ -332,8 +384,8 @@ function plane4As<T>(
             x = v128.load32_splat(codes + record3, 8)
             i30 = dot<T>(i30, p0, x)
             i31 = dot<T>(i31, p1, x)
-            p0 = part(3, w0)
-            p1 = part(3, w1)
+            p0 = i16x8.shr_u(w0, 12)
+            p1 = i16x8.shr_u(w1, 12)
             x = v128.load32_splat(codes, 12)
             i00 = dot<T>(i00, p0, x)
             i01 = dot<T>(i01, p1, x)
@@ -358,20 +410,20 @@ function plane4As<T>(
         const z1 = i32x4.extend_high_i16x8_u(z)
         let codeSum = v128.load32_splat(record, SUM)
         let scale = f32x4.splat(load<f32>(record, SCALE) * factor)
-        y00 = settle<T>(y00, i00, s0, z0, codeSum, scale)
-        y01 = settle<T>(y01, i01, s1, z1, codeSum, scale)
+        y00 = settle<T>(y00, i00, s0, z0, codeSum, scale, eights)
+        y01 = settle<T>(y01, i01, s1, z1, codeSum, scale, eights)
         codeSum = v128.load32_splat(record + record1, SUM)
         scale = f32x4.splat(load<f32>(record + record1, SCALE) * factor)
-        y10 = settle<T>(y10, i10, s0, z0, codeSum, scale)
-        y11 = settle<T>(y11, i11, s1, z1, codeSum, scale)
+        y10 = settle<T>(y10, i10, s0, z0, codeSum, scale, eights)
+        y11 = settle<T>(y11, i11, s1, z1, codeSum, scale, eights)
         codeSum = v128.load32_splat(record + record2, SUM)
         scale = f32x4.splat(load<f32>(record + record2, SCALE) * factor)
-        y20 = settle<T>(y20, i20, s0, z0, codeSum, scale)
-        y21 = settle<T>(y21, i21, s1, z1, codeSum, scale)
+        y20 = settle<T>(y20, i20, s0, z0, codeSum, scale, eights)
+        y21 = settle<T>(y21, i21, s1, z1, codeSum, scale, eights)
         codeSum = v128.load32_splat(record + record3, SUM)
         scale = f32x4.splat(load<f32>(record + record3, SCALE) * factor)
-        y30 = settle<T>(y30, i30, s0, z0, codeSum, scale)
-        y31 = settle<T>(y31, i31, s1, z1, codeSum, scale)
+        y30 = settle<T>(y30, i30, s0, z0, codeSum, scale, eights)
+        y31 = settle<T>(y31, i31, s1, z1, codeSum, scale, eights)
         tile += TILE
         record += RECORD
       } while (--block)

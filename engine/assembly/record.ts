@@ -8,7 +8,7 @@
  * 16-bit lanes and masks nibbles where they stand, so it stores each code as an i16, in the order and with the power of
  * two (1, 16 or 256, see multiply.ts) that bring every product to 256 times its worth.
  */
-import { maxLanes, sumLanes } from './vector.ts'
+import { maxLanes, rounders, sumLanes, toIntegers } from './vector.ts'
 
 const CODES: usize = ASC_FEATURE_RELAXED_SIMD ? 32 : 64
 export const RECORD: usize = CODES + 16
@@ -28,17 +28,19 @@ export function recordBytes(length: i32): usize {
  */
 export function quantise(from: usize, length: i32, record: usize, weight: f32): void {
   const end = from + ((<usize>length) << 2)
+  const ones = i16x8.splat(1)
+  const rounder = rounders()
   while (from < end) {
     let peak = f32x4.abs(v128.load(from))
-    for (let i: usize = 16; i < 128; i += 16) peak = f32x4.max(peak, f32x4.abs(v128.load(from + i)))
+    for (let i: usize = 16; i < 128; i += 16) peak = f32x4.pmax(peak, f32x4.abs(v128.load(from + i)))
     const top = maxLanes(peak)
     const inverse = f32x4.splat(top > 0 ? 127 / top : 0)
     let sum = i32x4.splat(0)
     for (let i: usize = 0; i < 32; i += 8) {
-      const low = toIntegers(v128.load(from + (i << 2)), inverse)
-      const high = toIntegers(v128.load(from + (i << 2), 16), inverse)
+      const low = toIntegers(v128.load(from + (i << 2)), inverse, rounder)
+      const high = toIntegers(v128.load(from + (i << 2), 16), inverse, rounder)
       const codes = i16x8.narrow_i32x4_s(low, high)
-      sum = i32x4.add(sum, i32x4.dot_i16x8_s(codes, i16x8.splat(1)))
+      sum = i32x4.add(sum, i32x4.dot_i16x8_s(codes, ones))
       storeCodes(record, i, codes)
     }
     store<f32>(record, (top / 127) * weight, SCALE)
@@ -53,11 +55,6 @@ export function quantise(from: usize, length: i32, record: usize, weight: f32): 
     from += 128
     record += RECORD
   }
-}
-
-@inline
-function toIntegers(x: v128, inverse: v128): v128 {
-  return i32x4.trunc_sat_f32x4_s(f32x4.nearest(f32x4.mul(x, inverse)))
 }
 
 /** Stores codes i … i + 7 of a block. */

@@ -7,7 +7,7 @@ import type { GateKind } from '../../model/config.ts'
 import { planes, type QuantisedLayout } from '../../pack/layout.ts'
 import type { Manifest } from '../../pack/manifest.ts'
 import { rowScale } from '../../pack/trunk.ts'
-import type { Plan } from './plan.ts'
+import { PAGE_TOKENS, type Plan } from './plan.ts'
 
 const GATE_KINDS = {
   all: 0,
@@ -111,6 +111,7 @@ export function writeDescriptor(buffer: ArrayBuffer, manifest: Manifest, plan: P
     scratch.contextRecords,
     scratch.query,
     scratch.scores,
+    plan.pages.count * PAGE_TOKENS * 4,
     scratch.shares,
     scratch.gates,
     scratch.logit,
