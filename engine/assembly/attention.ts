@@ -80,7 +80,7 @@ function attendHead(layer: i32, kvHead: i32, count: i32, position: i32): void {
         model.context + <usize>token * contextBytes + head,
       )
     }
-    attend(layer, kvHead, rows)
+    attend(layer, kvHead, rows, row === 0)
   }
 }
 
@@ -127,12 +127,13 @@ function sharesOf(row: i32): usize {
   return model.shares + <usize>row * (PAGE_TOKENS * 2)
 }
 
-/** out = Σ softmax(q · k / sqrt(headDim)) v of the prepared rows. */
-function attend(layer: i32, kvHead: i32, rows: i32): void {
+/** out = Σ softmax(q · k / sqrt(headDim)) v of the prepared rows, which are the first to see these pages or not. */
+function attend(layer: i32, kvHead: i32, rows: i32, first: bool): void {
   const length = length1
   for (let p = 0; p < length; p += PAGE_TOKENS) {
     const page = pageOf(layer, kvHead, p)
     const count = min(length - p, PAGE_TOKENS)
+    if (first && p + PAGE_TOKENS < length) touch(pageOf(layer, kvHead, p + PAGE_TOKENS))
     if (rows === 1) score(1, page, p, count)
     else score(2, page, p, count)
   }
@@ -142,6 +143,7 @@ function attend(layer: i32, kvHead: i32, rows: i32): void {
   for (let p = 0; p < length; p += PAGE_TOKENS) {
     const page = pageOf(layer, kvHead, p)
     const count = min(length - p, PAGE_TOKENS)
+    if (first && p + PAGE_TOKENS < length) touch(valuesOf(pageOf(layer, kvHead, p + PAGE_TOKENS)))
     if (rows === 1) gather(1, page, p, count)
     else gather(2, page, p, count)
   }
@@ -318,4 +320,21 @@ function divide(values: usize, total: f32): void {
   for (let i: usize = 0; i < (<usize>model.headDim) << 2; i += 16) {
     v128.store(values + i, f32x4.mul(v128.load(values + i), inverse))
   }
+}
+
+/** What {@link touch} read, kept so that no compiler may leave the reading out. */
+let touched: i32 = 0
+
+/**
+ * Reads a byte of every cache line of a page's keys or values, one page ahead of their use. WebAssembly has no prefetch,
+ * and the runs of a page are too short for the machine's own.
+ */
+function touch(run: usize): void {
+  let all = 0
+  const end = run + <usize>(PAGE_TOKENS * model.headDim)
+  do {
+    all |= load<u8>(run)
+    run += 64
+  } while (run < end)
+  touched = all
 }

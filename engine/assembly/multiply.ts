@@ -124,7 +124,7 @@ export function plane1(
 // A 16-byte vector of weights holds 4 rows x 8 columns: byte i of a row has column i in its low nibble and column 4 + i
 // in its high one. It is taken in parts of 4 columns (relaxed) or 2 (plain), each against as many codes, in all lanes.
 
-// Masks and factors are locals of the kernels, because V8 builds a vector constant anew, in three instructions, wherever
+// Masks are locals of the kernels, because V8 builds a vector constant anew, in three instructions, wherever
 // one is used inside a loop, but keeps a local in a register.
 
 /** The mask of the first part: relaxed, columns 0 to 3; plain, columns 0 and 2. */
@@ -163,20 +163,39 @@ function dot<T>(sum: v128, weights: v128, codes: v128): v128 {
   return i32x4.add(sum, i32x4.dot_i16x8_s(weights, codes))
 }
 
-/** 8 Σ q·code, as i32x4. `eights` is i16x8.splat(8). */
+// With the block's scales s and zero points z of eight rows as i16x8, s · (8 Σ q·code - z · Σ code) of four of them is
+// scaled(sum, factors) - Σ code · products, where the factors and products are made once for all tokens.
+
+/** What turns a sum of rows 0 to 3 (or 4 to 7) into 8 s Σ q·code. */
 @inline
-function eightfold<T>(sum: v128, eights: v128): v128 {
-  if (ASC_FEATURE_RELAXED_SIMD) {
-    if (sizeof<T>() === 4) return i32x4.shl(sum, 3)
-    return i32x4.dot_i16x8_s(sum, eights)
+function factors<T>(s: v128, high: bool): v128 {
+  if (ASC_FEATURE_RELAXED_SIMD && sizeof<T>() === 2) {
+    // 8 s for each of a row's two 16-bit sums.
+    const eightfold = i16x8.shl(s, 3)
+    if (high) return v128.shuffle<i16>(eightfold, eightfold, 4, 4, 5, 5, 6, 6, 7, 7)
+    return v128.shuffle<i16>(eightfold, eightfold, 0, 0, 1, 1, 2, 2, 3, 3)
   }
-  return i32x4.shr_s(sum, 5)
+  // The plain module's sums are 256 times their worth already; see scaled.
+  const factor = ASC_FEATURE_RELAXED_SIMD ? i16x8.shl(s, 3) : s
+  return high ? i32x4.extend_high_i16x8_u(factor) : i32x4.extend_low_i16x8_u(factor)
 }
 
-/** y + scale · (s · (8 Σ q·code - z · Σ code)) for four rows; s and z as i32x4. */
 @inline
-function settle<T>(y: v128, sum: v128, s: v128, z: v128, codeSum: v128, scale: v128, eights: v128): v128 {
-  const level = i32x4.mul(i32x4.sub(eightfold<T>(sum, eights), i32x4.mul(codeSum, z)), s)
+function scaled<T>(sum: v128, factor: v128): v128 {
+  if (ASC_FEATURE_RELAXED_SIMD && sizeof<T>() === 2) return i32x4.dot_i16x8_s(sum, factor)
+  return i32x4.mul(ASC_FEATURE_RELAXED_SIMD ? sum : i32x4.shr_s(sum, 5), factor)
+}
+
+/** s · z of rows 0 to 3 (or 4 to 7), from the products of all eight, which fit 16 unsigned bits. */
+@inline
+function products(sz: v128, high: bool): v128 {
+  return high ? i32x4.extend_high_i16x8_u(sz) : i32x4.extend_low_i16x8_u(sz)
+}
+
+/** y + scale · (s · (8 Σ q·code - z · Σ code)) for four rows. */
+@inline
+function settle<T>(y: v128, sum: v128, factor: v128, product: v128, codeSum: v128, scale: v128): v128 {
+  const level = i32x4.sub(scaled<T>(sum, factor), i32x4.mul(codeSum, product))
   return f32x4.add(y, f32x4.mul(scale, f32x4.convert_i32x4_s(level)))
 }
 
@@ -188,7 +207,6 @@ function plane1As<T>(tile: usize, rowTiles: i32, blocks: i32, records: usize, ou
   const m0 = mask0()
   const m1 = mask1()
   const m2 = mask2()
-  const eights = i16x8.splat(8)
   do {
     let y0 = v128.load(out)
     let y1 = v128.load(out, 16)
@@ -236,48 +254,14 @@ function plane1As<T>(tile: usize, rowTiles: i32, blocks: i32, records: usize, ou
       } while (--step)
       const scale = f32x4.splat(load<f32>(record, SCALE) * factor)
       const codeSum = v128.load32_splat(record, SUM)
-      const s = v128.load(tile)
-      const z = v128.load(tile, 16)
-      const s01 = i16x8.extend_low_i8x16_u(s)
-      const z01 = i16x8.extend_low_i8x16_u(z)
-      y0 = settle<T>(
-        y0,
-        i0,
-        i32x4.extend_low_i16x8_u(s01),
-        i32x4.extend_low_i16x8_u(z01),
-        codeSum,
-        scale,
-        eights,
-      )
-      y1 = settle<T>(
-        y1,
-        i1,
-        i32x4.extend_high_i16x8_u(s01),
-        i32x4.extend_high_i16x8_u(z01),
-        codeSum,
-        scale,
-        eights,
-      )
-      const s23 = i16x8.extend_high_i8x16_u(s)
-      const z23 = i16x8.extend_high_i8x16_u(z)
-      y2 = settle<T>(
-        y2,
-        i2,
-        i32x4.extend_low_i16x8_u(s23),
-        i32x4.extend_low_i16x8_u(z23),
-        codeSum,
-        scale,
-        eights,
-      )
-      y3 = settle<T>(
-        y3,
-        i3,
-        i32x4.extend_high_i16x8_u(s23),
-        i32x4.extend_high_i16x8_u(z23),
-        codeSum,
-        scale,
-        eights,
-      )
+      let s = v128.load8x8_u(tile)
+      let sz = i16x8.mul(s, v128.load8x8_u(tile, 16))
+      y0 = settle<T>(y0, i0, factors<T>(s, false), products(sz, false), codeSum, scale)
+      y1 = settle<T>(y1, i1, factors<T>(s, true), products(sz, true), codeSum, scale)
+      s = v128.load8x8_u(tile, 8)
+      sz = i16x8.mul(s, v128.load8x8_u(tile, 24))
+      y2 = settle<T>(y2, i2, factors<T>(s, false), products(sz, false), codeSum, scale)
+      y3 = settle<T>(y3, i3, factors<T>(s, true), products(sz, true), codeSum, scale)
       tile += TILE
       record += RECORD
     } while (--block)
@@ -308,7 +292,6 @@ function plane4As<T>(
   const m0 = mask0()
   const m1 = mask1()
   const m2 = mask2()
-  const eights = i16x8.splat(8)
   // The records of tokens 1 to 3 are addressed from token 0's, so that one pointer moves.
   record1 -= record0
   record2 -= record0
@@ -403,27 +386,27 @@ function plane4As<T>(
           codes += STEP
         } while (--step)
         const s = v128.load8x8_u(tile + (half << 3))
-        const z = v128.load8x8_u(tile + (half << 3), 16)
-        const s0 = i32x4.extend_low_i16x8_u(s)
-        const s1 = i32x4.extend_high_i16x8_u(s)
-        const z0 = i32x4.extend_low_i16x8_u(z)
-        const z1 = i32x4.extend_high_i16x8_u(z)
+        const sz = i16x8.mul(s, v128.load8x8_u(tile + (half << 3), 16))
+        const s0 = factors<T>(s, false)
+        const s1 = factors<T>(s, true)
+        const z0 = products(sz, false)
+        const z1 = products(sz, true)
         let codeSum = v128.load32_splat(record, SUM)
         let scale = f32x4.splat(load<f32>(record, SCALE) * factor)
-        y00 = settle<T>(y00, i00, s0, z0, codeSum, scale, eights)
-        y01 = settle<T>(y01, i01, s1, z1, codeSum, scale, eights)
+        y00 = settle<T>(y00, i00, s0, z0, codeSum, scale)
+        y01 = settle<T>(y01, i01, s1, z1, codeSum, scale)
         codeSum = v128.load32_splat(record + record1, SUM)
         scale = f32x4.splat(load<f32>(record + record1, SCALE) * factor)
-        y10 = settle<T>(y10, i10, s0, z0, codeSum, scale, eights)
-        y11 = settle<T>(y11, i11, s1, z1, codeSum, scale, eights)
+        y10 = settle<T>(y10, i10, s0, z0, codeSum, scale)
+        y11 = settle<T>(y11, i11, s1, z1, codeSum, scale)
         codeSum = v128.load32_splat(record + record2, SUM)
         scale = f32x4.splat(load<f32>(record + record2, SCALE) * factor)
-        y20 = settle<T>(y20, i20, s0, z0, codeSum, scale, eights)
-        y21 = settle<T>(y21, i21, s1, z1, codeSum, scale, eights)
+        y20 = settle<T>(y20, i20, s0, z0, codeSum, scale)
+        y21 = settle<T>(y21, i21, s1, z1, codeSum, scale)
         codeSum = v128.load32_splat(record + record3, SUM)
         scale = f32x4.splat(load<f32>(record + record3, SCALE) * factor)
-        y30 = settle<T>(y30, i30, s0, z0, codeSum, scale, eights)
-        y31 = settle<T>(y31, i31, s1, z1, codeSum, scale, eights)
+        y30 = settle<T>(y30, i30, s0, z0, codeSum, scale)
+        y31 = settle<T>(y31, i31, s1, z1, codeSum, scale)
         tile += TILE
         record += RECORD
       } while (--block)
