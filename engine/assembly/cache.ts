@@ -1,67 +1,66 @@
 /**
  * @module
- * Keys and values, int8 with one scale a head and token, in pages of 32 tokens. A page holds all layers; one layer and
- * key head of it is
+ * Keys and values, int8 with one scale a head and token, in pages of 32 tokens. A page of one layer and key head is
  *
- *     keys    i8 [4][headDim / 2][8 tokens][2]      eight tokens to a run, their components in pairs
- *     values  i8 [16][headDim][2 tokens]            two tokens to a run
- *     scales  f32 [2][32]                           of the keys, of the values
+ *     keys    i8 [4][headDim / 2][8 tokens][2], f32 scales [32]      eight tokens to a run, their components in pairs
+ *     values  i8 [16][headDim][2 tokens], f32 scales [32]            two tokens to a run
  *
  * so that attention multiplies pairs of 16-bit lanes without a sum across lanes: a lane is a token for the keys and a
- * component for the values.
+ * component for the values. The cache is [layers][kvHeads][keys, values][pages]: neighbouring pages of a sequence lie
+ * end to end, a stream that the machine prefetches.
  */
 import { model } from './model.ts'
 import { maxLanes } from './vector.ts'
 
 export const PAGE_TOKENS = 32
 
-/** Bytes of one layer and key head of a page. */
+/** Bytes of one layer's and key head's keys, or values, of a page. */
 @inline
-export function headBytes(): usize {
-  return <usize>(2 * PAGE_TOKENS * (model.headDim + 4))
+function runBytes(): usize {
+  return <usize>(PAGE_TOKENS * (model.headDim + 4))
 }
 
-/** The part of a page that holds a layer and key head. */
+/** Keys of a layer and key head in the page of a position. */
 @inline
-export function pageOf(layer: i32, kvHead: i32, position: i32): usize {
-  const page = load<usize>(model.pages + ((<usize>(position >>> 5)) << 2))
-  return page + <usize>(layer * model.kvHeads + kvHead) * headBytes()
+export function keysOf(layer: i32, kvHead: i32, position: i32): usize {
+  const page = load<i32>(model.pages + ((<usize>(position >>> 5)) << 2))
+  return model.cache + <usize>((layer * model.kvHeads + kvHead) * 2 * model.cachePages + page) * runBytes()
 }
 
+/** The values that belong to {@link keysOf}. */
 @inline
-export function valuesOf(page: usize): usize {
-  return page + <usize>(PAGE_TOKENS * model.headDim)
+export function valuesOf(keys: usize): usize {
+  return keys + <usize>model.cachePages * runBytes()
 }
 
+/** Scales of a run of keys or values: f32 [PAGE_TOKENS]. */
 @inline
-export function keyScalesOf(page: usize): usize {
-  return page + <usize>(2 * PAGE_TOKENS * model.headDim)
-}
-
-@inline
-export function valueScalesOf(page: usize): usize {
-  return keyScalesOf(page) + ((<usize>PAGE_TOKENS) << 2)
+export function scalesOf(run: usize): usize {
+  return run + <usize>(PAGE_TOKENS * model.headDim)
 }
 
 /** Stores the key and the value (f32 [headDim] each) of one head at a position. */
 export function remember(layer: i32, kvHead: i32, position: i32, key: usize, value: usize): void {
-  const page = pageOf(layer, kvHead, position)
   const token = <usize>(position & (PAGE_TOKENS - 1))
   const headDim = <usize>model.headDim
 
+  const keys = keysOf(layer, kvHead, position)
   const keyPeak = peak(key)
   const keyInverse: f32 = keyPeak > 0 ? 127 / keyPeak : 0
-  const keys = page + (token >>> 3) * (headDim << 3) + ((token & 7) << 1)
+  const keyCodes = keys + (token >>> 3) * (headDim << 3) + ((token & 7) << 1)
   for (let d: usize = 0; d < headDim; d++) {
-    store<i8>(keys + ((d >>> 1) << 4) + (d & 1), code(key + (d << 2), keyInverse))
+    store<i8>(keyCodes + ((d >>> 1) << 4) + (d & 1), code(key + (d << 2), keyInverse))
   }
-  store<f32>(keyScalesOf(page) + (token << 2), keyPeak / 127)
+  store<f32>(scalesOf(keys) + (token << 2), keyPeak / 127)
 
+  const values = valuesOf(keys)
   const valuePeak = peak(value)
   const valueInverse: f32 = valuePeak > 0 ? 127 / valuePeak : 0
-  const values = valuesOf(page) + (token >>> 1) * (headDim << 1) + (token & 1)
-  for (let d: usize = 0; d < headDim; d++) store<i8>(values + (d << 1), code(value + (d << 2), valueInverse))
-  store<f32>(valueScalesOf(page) + (token << 2), valuePeak / 127)
+  const valueCodes = values + (token >>> 1) * (headDim << 1) + (token & 1)
+  for (let d: usize = 0; d < headDim; d++) {
+    store<i8>(valueCodes + (d << 1), code(value + (d << 2), valueInverse))
+  }
+  store<f32>(scalesOf(values) + (token << 2), valuePeak / 127)
 }
 
 @inline

@@ -55,12 +55,14 @@ export class Model {
   layers: usize // Layer [layers]
   arena: usize
   slotBytes: usize
+  cache: usize // see cache.ts
+  cachePages: i32
   expertGateUp: Matrix // -> [2 expertUnits, hidden] of the routed expert at hand
   expertDown: Matrix // -> [hidden, expertUnits] of the same
 
   // What the host fills in for a step.
   tokens: usize // u32 [chunk]
-  pages: usize // u32 [contextTokens / PAGE_TOKENS]: addresses of the sequence's pages
+  pages: usize // i32 [contextTokens / PAGE_TOKENS]: the sequence's pages of the cache
   slots: usize // i32 [experts]: arena slot of each routed expert of the layer at hand
 
   // What the host reads.
@@ -76,10 +78,10 @@ export class Model {
   qkvRows: usize // f32 [chunk, (heads + 2 kvHeads) headDim]
   context: usize // f32 [chunk, heads headDim]: what attention gathered
   contextRecords: usize // record [chunk, heads headDim / 32]
-  query: usize // i16 [2, headDim]
-  scores: usize // f32 [2, contextTokens]
+  query: usize // i16 [3, headDim]
+  scores: usize // f32 [3, contextTokens]
   scoreBytes: usize // bytes of a row of scores
-  shares: usize // i16 [2, PAGE_TOKENS]
+  shares: usize // i16 [3, PAGE_TOKENS]
   gates: usize // f32 [2, chunk, experts]; layer & 1 chooses
   logit: usize // f32 [experts]: z of one token's gate
   assigned: usize // { token: i32, weight: f32 } [chunk]: who routes the expert at hand

@@ -50,7 +50,7 @@ export function wasmBackend(options: WasmOptions): BackendFactory {
       arena: region(memory, plan.arena),
       slotBytes: plan.arena.slotBytes,
     })
-    const pool = new PagePool(plan.pages)
+    const pool = new PagePool(plan.cache.pages)
     const stepper = new Stepper(config, plan, memory, kernels, residency)
     return {
       name,

@@ -17,6 +17,9 @@ export const CHUNK = 128
 /** Tokens of a KV page: `PAGE_TOKENS` of engine/assembly/cache.ts. */
 export const PAGE_TOKENS = 32
 
+/** Query rows that attention takes at a time. */
+const ROWS = 3
+
 /** The module's static data end below (the tables of AssemblyScript's trigonometry, 200 bytes). */
 const STATIC_BYTES = 1024
 /** Bytes of the descriptor: a fixed part and a part for each layer, with room to spare. */
@@ -40,7 +43,8 @@ export interface Plan {
   /** Addresses of the scratch buffers that engine/assembly/model.ts names. */
   readonly scratch: Readonly<Record<ScratchName, number>>
   readonly trunk: Region
-  readonly pages: { readonly offset: number; readonly pageBytes: number; readonly count: number }
+  /** The KV cache, laid out as engine/assembly/cache.ts says. */
+  readonly cache: Region & { readonly pages: number }
   readonly arena: Region & { readonly slotBytes: number }
 }
 
@@ -60,12 +64,12 @@ export function planMemory(manifest: Manifest, memoryBytes: number, contextToken
     return { offset, bytes }
   }
   const descriptor = take(DESCRIPTOR_BYTES.model + config.layers * DESCRIPTOR_BYTES.layer)
-  const count = Math.ceil(contextTokens / PAGE_TOKENS)
-  const scratch = mapValues(scratchBytes(manifest, count), (bytes) => take(bytes).offset)
+  const pages = Math.ceil(contextTokens / PAGE_TOKENS)
+  const scratch = mapValues(scratchBytes(manifest, pages), (bytes) => take(bytes).offset)
   const trunk = take(trunkBytes(manifest))
   // int8 keys and values with a float scale each, for every layer and key head.
   const pageBytes = config.layers * config.kvHeads * 2 * PAGE_TOKENS * (config.headDim + 4)
-  const pages = { offset: take(count * pageBytes).offset, pageBytes, count }
+  const cache = { ...take(pages * pageBytes), pages }
 
   const slotBytes = align(experts.bytes, ALIGNMENT)
   const start = align(end, ALIGNMENT)
@@ -81,7 +85,7 @@ export function planMemory(manifest: Manifest, memoryBytes: number, contextToken
     )
   }
   const arena = { ...take(slots * slotBytes), slotBytes }
-  return { bytes: align(end, WASM_PAGE), descriptor, scratch, trunk, pages, arena }
+  return { bytes: align(end, WASM_PAGE), descriptor, scratch, trunk, cache, arena }
 }
 
 /** Bytes of each scratch buffer; shapes as in engine/assembly/model.ts. */
@@ -105,9 +109,9 @@ function scratchBytes({ config }: Manifest, pages: number) {
     qkvRows: CHUNK * qkvRows(config) * 4,
     context: CHUNK * width * 4,
     contextRecords: CHUNK * records(width),
-    query: 2 * headDim * 2,
-    scores: 2 * pages * PAGE_TOKENS * 4,
-    shares: 2 * PAGE_TOKENS * 2,
+    query: ROWS * headDim * 2,
+    scores: ROWS * pages * PAGE_TOKENS * 4,
+    shares: ROWS * PAGE_TOKENS * 2,
     gates: 2 * CHUNK * experts * 4,
     logit: experts * 4,
     assigned: CHUNK * 8,

@@ -6,17 +6,17 @@
 import { SparsedgeError } from '../../errors.ts'
 import { ExpertUsage } from '../../residency/usage.ts'
 import type { Sequence } from '../backend.ts'
-import { PAGE_TOKENS, type Plan } from './plan.ts'
+import { PAGE_TOKENS } from './plan.ts'
 
 export class WasmSequence implements Sequence {
   length = 0
   readonly capacity: number
   readonly usage = new ExpertUsage()
-  /** Addresses of its pages, in the order of its tokens; empty once it is closed. */
-  pages: Uint32Array
+  /** Its pages, in the order of its tokens; empty once it is closed. */
+  pages: Int32Array
   readonly #pool: PagePool
 
-  constructor(capacity: number, pages: Uint32Array, pool: PagePool) {
+  constructor(capacity: number, pages: Int32Array, pool: PagePool) {
     this.capacity = capacity
     this.pages = pages
     this.#pool = pool
@@ -24,16 +24,17 @@ export class WasmSequence implements Sequence {
 
   close(): void {
     this.#pool.giveBack(this.pages)
-    this.pages = new Uint32Array(0)
+    this.pages = new Int32Array(0)
   }
 }
 
 export class PagePool {
-  readonly #free: number[] = []
+  /** Ascending: a sequence whose pages are neighbours is read in long streams. */
+  readonly #free: number[]
   readonly #count: number
 
-  constructor({ offset, pageBytes, count }: Plan['pages']) {
-    for (let page = count - 1; page >= 0; page--) this.#free.push(offset + page * pageBytes)
+  constructor(count: number) {
+    this.#free = Array.from({ length: count }, (_, page) => page)
     this.#count = count
   }
 
@@ -52,11 +53,11 @@ export class PagePool {
         `a sequence of ${capacity} tokens does not fit now: ${this.#free.length * PAGE_TOKENS} are free; try again`,
       )
     }
-    const pages = Uint32Array.from(this.#free.splice(this.#free.length - needed))
-    return new WasmSequence(capacity, pages, this)
+    return new WasmSequence(capacity, Int32Array.from(this.#free.splice(0, needed)), this)
   }
 
-  giveBack(pages: Uint32Array): void {
+  giveBack(pages: Int32Array): void {
     this.#free.push(...pages)
+    this.#free.sort((a, b) => a - b)
   }
 }

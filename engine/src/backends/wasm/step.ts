@@ -19,7 +19,7 @@ export class Stepper {
   readonly #residency: ArenaResidency
   // Views of WASM memory, made once: it never grows.
   readonly #tokenIds: Int32Array // [CHUNK]
-  readonly #pages: Uint32Array // [pages]
+  readonly #pages: Int32Array // [pages]
   readonly #slots: Int32Array // [experts]
   readonly #routed: readonly [Uint16Array, Uint16Array] // [experts], of even and of odd layers
   readonly #logits: Logits
@@ -36,7 +36,7 @@ export class Stepper {
 
   constructor(
     config: ModelConfig,
-    { scratch, pages }: Plan,
+    { scratch, cache }: Plan,
     memory: WebAssembly.Memory,
     kernels: Kernels,
     residency: ArenaResidency,
@@ -46,7 +46,7 @@ export class Stepper {
     this.#kernels = kernels
     this.#residency = residency
     this.#tokenIds = new Int32Array(buffer, scratch.tokens, CHUNK)
-    this.#pages = new Uint32Array(buffer, scratch.pages, pages.count)
+    this.#pages = new Int32Array(buffer, scratch.pages, cache.pages)
     this.#slots = new Int32Array(buffer, scratch.slots, config.experts)
     this.#routed = [
       new Uint16Array(buffer, scratch.routed, config.experts),
