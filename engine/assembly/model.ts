@@ -88,7 +88,7 @@ export class Model {
   gateUp: usize // f32 [4, 2 units]
   unitRecords: usize // record [4, units / 32]
   dropped: usize // f32 [hidden]: output nobody reads
-  tileMax: usize // i32 [vocab / 16, padded to 4]
+  tileBest: usize // f32 [vocab / 16]: the best logit of each tile of the head
 }
 
 /** Tokens of a chunk. */

@@ -121,6 +121,6 @@ export function writeDescriptor(buffer: ArrayBuffer, manifest: Manifest, plan: P
     scratch.gateUp,
     scratch.unitRecords,
     scratch.dropped,
-    scratch.tileMax,
+    scratch.tileBest,
   )
 }

@@ -118,7 +118,7 @@ function scratchBytes({ config }: Manifest, pages: number) {
     gateUp: 4 * 2 * units * 4,
     unitRecords: 4 * records(units),
     dropped: hidden * 4,
-    tileMax: align(tiles, 4) * 4,
+    tileBest: tiles * 4,
   }
 }
 
