@@ -7,10 +7,10 @@
  * exact, so that both give the same bits.
  */
 import { attention } from './attention.ts'
+import { probe, useQuads } from './dot.ts'
 import { experts } from './experts.ts'
 import { ffnInput, gate } from './gate.ts'
 import { bind } from './model.ts'
-import { probe, useQuads } from './multiply.ts'
 import { begin, head } from './vocabulary.ts'
 
 // In two steps: asc does not find `export … from './file.ts'`.

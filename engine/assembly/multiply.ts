@@ -13,19 +13,13 @@
  * Four rows lie in the four lanes of a vector, hence no sum across lanes. Loop bodies are kept small: engines that
  * schedule a whole body at once run out of registers (Node 20 and 22 lose half their speed on unrolled ones).
  */
+import { dot, factors, mask0, mask1, mask2, part1, products, quads, settle } from './dot.ts'
 import { RECORD, SCALE, SUM } from './record.ts'
 
 const TILE: usize = 288
 const CODES: usize = 32
 /** Bytes of a record's codes that one step of 8 columns takes. */
 const STEP: usize = ASC_FEATURE_RELAXED_SIMD ? 8 : 16
-
-/**
- * How the relaxed module forms integers. Both ways are exact for our operands; which one is fast depends on the
- * machine, and the host finds out (src/backends/wasm/select.ts): true where a relaxed dot product with four bytes a lane
- * is one instruction (AVX-VNNI, ARM's dot product), false where it is three and pairs in 16-bit lanes are better.
- */
-let quads: bool = false
 
 /** out[rowTiles · 16] += the matrix times one token's records, planes in order. */
 export function multiply(
@@ -57,7 +51,7 @@ export function multiply4(
 ): void {
   let factor: f32 = 1
   do {
-    if (quads) {
+    if (ASC_FEATURE_RELAXED_SIMD && quads) {
       plane4As<i32>(
         tiles,
         rowTiles,
@@ -116,90 +110,9 @@ export function plane1(
   out: usize,
   factor: f32,
 ): void {
-  if (quads) plane1As<i32>(tiles, rowTiles, blocks, records, out, factor)
+  if (ASC_FEATURE_RELAXED_SIMD && quads) plane1As<i32>(tiles, rowTiles, blocks, records, out, factor)
   else plane1As<i16>(tiles, rowTiles, blocks, records, out, factor)
 }
-
-// ---- Integers -----------------------------------------------------------------------------------------------------
-// A 16-byte vector of weights holds 4 rows x 8 columns: byte i of a row has column i in its low nibble and column 4 + i
-// in its high one. It is taken in parts of 4 columns (relaxed) or 2 (plain), each against as many codes, in all lanes.
-
-// Masks are locals of the kernels, because V8 builds a vector constant anew, in three instructions, wherever
-// one is used inside a loop, but keeps a local in a register.
-
-/** The mask of the first part: relaxed, columns 0 to 3; plain, columns 0 and 2. */
-@inline
-function mask0(): v128 {
-  return ASC_FEATURE_RELAXED_SIMD ? i8x16.splat(0x0f) : i16x8.splat(0x000f)
-}
-
-/** Plain: columns 4 and 6, which are worth 16 times themselves where they stand. */
-@inline
-function mask1(): v128 {
-  return i16x8.splat(0x00f0)
-}
-
-/** Plain: columns 1 and 3, worth 256 times themselves. Columns 5 and 7 come by a shift. */
-@inline
-function mask2(): v128 {
-  return i16x8.splat(0x0f00)
-}
-
-/** Part 1 of a vector of weights: relaxed, columns 4 to 7; plain, see above. */
-@inline
-function part1(weights: v128, mask0: v128, mask1: v128): v128 {
-  if (ASC_FEATURE_RELAXED_SIMD) return v128.and(i16x8.shr_u(weights, 4), mask0)
-  return v128.and(weights, mask1)
-}
-
-/** sum + part · codes. The sums of 16-bit lanes stay below 16 · 15 · 127 = 30480 over a block, so they cannot overflow. */
-@inline
-function dot<T>(sum: v128, weights: v128, codes: v128): v128 {
-  if (ASC_FEATURE_RELAXED_SIMD) {
-    // The second operand is below 128: the one case in which all machines agree.
-    if (sizeof<T>() === 4) return i32x4.relaxed_dot_i8x16_i7x16_add_s(codes, weights, sum)
-    return i16x8.add(sum, i16x8.relaxed_dot_i8x16_i7x16_s(codes, weights))
-  }
-  return i32x4.add(sum, i32x4.dot_i16x8_s(weights, codes))
-}
-
-// With the block's scales s and zero points z of eight rows as i16x8, s · (8 Σ q·code - z · Σ code) of four of them is
-// scaled(sum, factors) - Σ code · products, where the factors and products are made once for all tokens.
-
-/** What turns a sum of rows 0 to 3 (or 4 to 7) into 8 s Σ q·code. */
-@inline
-function factors<T>(s: v128, high: bool): v128 {
-  if (ASC_FEATURE_RELAXED_SIMD && sizeof<T>() === 2) {
-    // 8 s for each of a row's two 16-bit sums.
-    const eightfold = i16x8.shl(s, 3)
-    if (high) return v128.shuffle<i16>(eightfold, eightfold, 4, 4, 5, 5, 6, 6, 7, 7)
-    return v128.shuffle<i16>(eightfold, eightfold, 0, 0, 1, 1, 2, 2, 3, 3)
-  }
-  // The plain module's sums are 256 times their worth already; see scaled.
-  const factor = ASC_FEATURE_RELAXED_SIMD ? i16x8.shl(s, 3) : s
-  return high ? i32x4.extend_high_i16x8_u(factor) : i32x4.extend_low_i16x8_u(factor)
-}
-
-@inline
-function scaled<T>(sum: v128, factor: v128): v128 {
-  if (ASC_FEATURE_RELAXED_SIMD && sizeof<T>() === 2) return i32x4.dot_i16x8_s(sum, factor)
-  return i32x4.mul(ASC_FEATURE_RELAXED_SIMD ? sum : i32x4.shr_s(sum, 5), factor)
-}
-
-/** s · z of rows 0 to 3 (or 4 to 7), from the products of all eight, which fit 16 unsigned bits. */
-@inline
-function products(sz: v128, high: bool): v128 {
-  return high ? i32x4.extend_high_i16x8_u(sz) : i32x4.extend_low_i16x8_u(sz)
-}
-
-/** y + scale · (s · (8 Σ q·code - z · Σ code)) for four rows. */
-@inline
-function settle<T>(y: v128, sum: v128, factor: v128, product: v128, codeSum: v128, scale: v128): v128 {
-  const level = i32x4.sub(scaled<T>(sum, factor), i32x4.mul(codeSum, product))
-  return f32x4.add(y, f32x4.mul(scale, f32x4.convert_i32x4_s(level)))
-}
-
-// ---- Kernels ------------------------------------------------------------------------------------------------------
 
 /** T is the lane in which the relaxed module sums: i16 (pairs) or i32 (quads). */
 @inline
@@ -425,23 +338,4 @@ function plane4As<T>(
     }
     tiles += <usize>blocks * TILE
   } while (--rowTiles)
-}
-
-// ---- The machine's way ---------------------------------------------------------------------------------------------
-
-/**
- * Relaxed module: what this machine makes of a dot product whose second operand has its top bit set, which the
- * specification leaves open. The value tells which instruction is behind it.
- */
-export function probe(): i32 {
-  if (!ASC_FEATURE_RELAXED_SIMD) return 0
-  return i32x4.extract_lane(
-    i32x4.relaxed_dot_i8x16_i7x16_add_s(i8x16.splat(127), i8x16.splat(-1), i32x4.splat(0)),
-    0,
-  )
-}
-
-/** Relaxed module: chooses between the two ways above. */
-export function useQuads(yes: bool): void {
-  quads = yes
 }

@@ -2,7 +2,8 @@
  * @module
  * Entry point of the kernels' unit tests (src/backends/wasm/kernels.test.ts): what index.ts keeps to itself.
  */
-import { multiply, multiply4, probe, useQuads } from './multiply.ts'
+import { probe, useQuads } from './dot.ts'
+import { multiply, multiply4 } from './multiply.ts'
 import { normalise, quantise, RECORD } from './record.ts'
 import { exp4 } from './vector.ts'
 

@@ -7,7 +7,7 @@ import { loadTrunk } from '../../pack/load.ts'
 import { createResidency } from '../../residency/arena.ts'
 import type { Backend, BackendFactory } from '../backend.ts'
 import { writeDescriptor } from './descriptor.ts'
-import { planMemory } from './plan.ts'
+import { PAGE_TOKENS, planMemory } from './plan.ts'
 import { selectKernels, type WasmModules } from './select.ts'
 import { PagePool, WasmSequence } from './sequence.ts'
 import { Stepper } from './step.ts'
@@ -54,7 +54,7 @@ export function wasmBackend(options: WasmOptions): BackendFactory {
     const stepper = new Stepper(config, plan, memory, kernels, residency)
     return {
       name,
-      config,
+      config: { ...config, context: Math.min(config.context, plan.cache.pages * PAGE_TOKENS) },
       open: (capacity) => pool.open(capacity),
       step(sequence, tokens, stepSignal) {
         if (!(sequence instanceof WasmSequence)) throw new TypeError('the sequence is not of a WASM backend')
