@@ -55,7 +55,8 @@ export interface GenerateUsage {
   readonly decodeMs: number
 }
 
-/** Text as it becomes certain (never half a character, never part of a stop string), then exactly one `done`. */
+/** Text as it becomes certain (never half a character, never part of a stop string), then exactly one `done`. `tokens`
+ * counts what was generated so far, tokens whose text is still held back included. */
 export type GenerateEvent =
   | { readonly type: 'text'; readonly text: string; readonly tokens: number }
   | { readonly type: 'done'; readonly finishReason: FinishReason; readonly usage: GenerateUsage }

@@ -24,6 +24,7 @@ export interface Sequence {
 
 export interface Backend {
   readonly name: string
+  /** The model's, but for `context`: that is at most what the longest sequence of this backend can hold. */
   readonly config: ModelConfig
 
   /**

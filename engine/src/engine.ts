@@ -1,0 +1,164 @@
+/**
+ * @module
+ * A model that can be asked: its pack, its text and its backend put together, shared by all requests.
+ */
+import type { BackendFactory } from './backends/backend.ts'
+import { SparsedgeError } from './errors.ts'
+import { generate, type Model } from './generate.ts'
+import { type Manifest, parseManifest, type ShardRef } from './pack/manifest.ts'
+import type { GenerateEvent, GenerateRequest, Prompt } from './request.ts'
+import { SamplingScratch } from './sampling/sampler.ts'
+import { Admission, Turns } from './schedule.ts'
+import type { ShardStore } from './store/store.ts'
+import { verified } from './store/verified.ts'
+import { ChatTemplate } from './text/chat-template.ts'
+import { encodePrompt, type ModelText } from './text/prompt.ts'
+import { createTokenizer } from './text/tokenizer.ts'
+
+/** Requests that an engine takes at once unless told otherwise. */
+const DEFAULT_QUEUE = 16
+/** Llama 3's, the largest in reach, has 17 MB if it is written with spaces. */
+const MAX_TOKENIZER_BYTES = 32 << 20
+const MAX_TEMPLATE_BYTES = 256 << 10
+
+export interface EngineOptions {
+  /** Where the pack is. Every shard is verified before its first use; the store need not do it. */
+  readonly store: ShardStore
+  /** The name of the pack. */
+  readonly model: string
+  readonly backend: BackendFactory
+  /** Requests that may be here at once, running or waiting for memory; one more is refused with `queue_full`. */
+  readonly queue?: number
+  /** Stops the loading. */
+  readonly signal?: AbortSignal
+}
+
+/** Made by {@link createEngine}. */
+export class Engine {
+  readonly manifest: Manifest
+  readonly #model: Model
+
+  constructor(manifest: Manifest, model: Model) {
+    this.manifest = manifest
+    this.#model = model
+  }
+
+  /** The backend's name, with the variant it chose. */
+  get backend(): string {
+    return this.#model.backend.name
+  }
+
+  /** Tokens of the longest sequence, prompt and answer together, on this machine. */
+  get context(): number {
+    return this.#model.backend.config.context
+  }
+
+  /**
+   * Continues a prompt: text as it becomes certain, then one `done`. Requests may run at the same time; each gets what it
+   * would get alone. Nothing happens before the first event is asked for, and errors come with it, so ask for one before
+   * you promise an answer to anyone.
+   *
+   * A consumer that stops early calls `return()` (a `for await` that is left does) or fires the signal; either gives the
+   * memory back.
+   *
+   * @throws SparsedgeError `prompt_too_long`, `invalid_request`, `queue_full`, `cancelled`; as {@link ShardStore.read}
+   * does where an expert cannot be had; `logits_not_finite`
+   * @example
+   * for await (const event of engine.generate({ prompt: { text: 'Once' }, maxTokens: 32, sampling, stop: [] })) {
+   *   if (event.type === 'text') process.stdout.write(event.text)
+   * }
+   */
+  generate(request: GenerateRequest, signal?: AbortSignal): AsyncGenerator<GenerateEvent, void, undefined> {
+    return generate(this.#model, request, signal)
+  }
+
+  /**
+   * Tokens that a prompt takes, the chat template's own included.
+   *
+   * @throws SparsedgeError as {@link Engine.generate} does for the prompt
+   */
+  tokenCount(prompt: Prompt): number {
+    const { vocab, context } = this.#model.backend.config
+    return encodePrompt(this.#model.text, prompt, vocab, context).length
+  }
+
+  /** The ids of a text; control tokens in it (`<|im_end|>`) are read as such. */
+  tokenize(text: string): number[] {
+    return this.#model.text.tokenizer.encode(text.toWellFormed())
+  }
+
+  /** The text of ids, control tokens included. Ids that do not exist have no text. */
+  detokenize(tokens: readonly number[]): string {
+    return this.#model.text.tokenizer.decode(tokens)
+  }
+}
+
+/**
+ * Loads a model: its manifest, then its text and its trunk at the same time. Experts come when a gate picks them.
+ *
+ * @throws SparsedgeError `unknown_model`, `manifest_malformed`, `manifest_version`, as {@link ShardStore.read} and the
+ * {@link BackendFactory} do
+ * @example
+ * const engine = await createEngine({ store: fsStore('./bucket'), model: 'smollm2', backend: referenceBackend() })
+ */
+export async function createEngine({
+  store,
+  model: name,
+  backend: createBackend,
+  queue = DEFAULT_QUEUE,
+  signal,
+}: EngineOptions): Promise<Engine> {
+  const trusted = verified(store)
+  const failed = new AbortController()
+  const stop = signal ? AbortSignal.any([signal, failed.signal]) : failed.signal
+  try {
+    const manifest = parseManifest(await trusted.manifest(name, stop))
+    const [text, backend] = await Promise.all([
+      loadText(manifest, trusted, stop),
+      createBackend({ manifest, store: trusted }, stop),
+    ])
+    const scratch = new SamplingScratch(manifest.config.vocab)
+    return new Engine(manifest, {
+      backend,
+      text,
+      scratch,
+      admission: new Admission(queue),
+      turns: new Turns(),
+    })
+  } catch (cause) {
+    // What is still being loaded is of no use any more.
+    failed.abort()
+    throw cause instanceof SparsedgeError ? cause.at({ model: name }) : cause
+  }
+}
+
+async function loadText(
+  { text, config }: Manifest,
+  store: ShardStore,
+  signal: AbortSignal,
+): Promise<ModelText> {
+  const [json, jinja] = await Promise.all([
+    readText('tokenizer.json', text.tokenizer, MAX_TOKENIZER_BYTES, store, signal),
+    text.chatTemplate && readText('the chat template', text.chatTemplate, MAX_TEMPLATE_BYTES, store, signal),
+  ])
+  const tokenizer = createTokenizer(json, config.vocab)
+  return {
+    tokenizer,
+    template: jinja && new ChatTemplate(new TextDecoder().decode(jinja), tokenizer, config),
+  }
+}
+
+async function readText(
+  what: string,
+  { hash, bytes }: ShardRef,
+  most: number,
+  store: ShardStore,
+  signal: AbortSignal,
+): Promise<Uint8Array> {
+  if (bytes > most) {
+    throw new SparsedgeError('manifest_malformed', `${what} has ${bytes} bytes; up to ${most} are taken`)
+  }
+  const into = new Uint8Array(bytes)
+  await store.read(hash, [{ hash, bytes: into }], signal)
+  return into
+}

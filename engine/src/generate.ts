@@ -1,0 +1,115 @@
+/**
+ * @module
+ * How an answer is made: prompt → token ids → one step for all of them → a token; then text, a check whether that was the
+ * end, and a step for the next token, again and again.
+ */
+import type { Backend } from './backends/backend.ts'
+import type { FinishReason, GenerateEvent, GenerateRequest } from './request.ts'
+import { Sampler, type SamplingScratch } from './sampling/sampler.ts'
+import type { Admission, Turns } from './schedule.ts'
+import { encodePrompt, type ModelText } from './text/prompt.ts'
+import { StopMatcher } from './text/stop.ts'
+
+/** Prompt tokens a step. More would keep others waiting and a cancelled request running; fewer would read every weight
+ * more often. The logits are the same. */
+const PREFILL_TOKENS = 128
+
+/** A model ready to run, shared by all requests. */
+export interface Model {
+  readonly backend: Backend
+  readonly text: ModelText
+  readonly admission: Admission
+  readonly turns: Turns
+  readonly scratch: SamplingScratch
+}
+
+/**
+ * Continues a prompt. Nothing is computed before the first event is asked for, and whatever ends the generation (its
+ * consumer, an error, the signal) gives its memory back.
+ *
+ * @throws SparsedgeError `cancelled`, `queue_full`, as {@link encodePrompt} and {@link Backend.step} do
+ */
+export async function* generate(
+  { backend, text, admission, turns, scratch }: Model,
+  request: GenerateRequest,
+  signal?: AbortSignal,
+): AsyncGenerator<GenerateEvent, void, undefined> {
+  const { vocab, context, eosTokens } = backend.config
+  const prompt = encodePrompt(text, request.prompt, vocab, context)
+  const limit = Math.min(request.maxTokens, context - prompt.length)
+  const sampler = new Sampler(request.sampling, prompt, scratch)
+  const detokenizer = text.tokenizer.detokenizer(false)
+  const stop = new StopMatcher(request.stop)
+
+  const sequence = await admission.enter(() => backend.open(prompt.length + limit), signal)
+  const started = performance.now()
+  let prefilled = started
+  let generated = 0
+  let finishReason: FinishReason = 'length'
+  let stepping = false
+  // A consumer that has stopped asking for events must not keep its memory beyond the signal.
+  const release = () => {
+    if (!stepping) admission.leave(sequence)
+  }
+  signal?.addEventListener('abort', release)
+  try {
+    const step = async (tokens: Int32Array) => {
+      stepping = true
+      try {
+        return await backend.step(sequence, tokens, signal)
+      } finally {
+        stepping = false
+      }
+    }
+    // Logits are the backend's own memory, so the token is chosen before anyone else's step.
+    const choose = async (tokens: Int32Array) => sampler.next(await step(tokens))
+
+    const ids = Int32Array.from(prompt)
+    let start = 0
+    for (; start + PREFILL_TOKENS < ids.length; start += PREFILL_TOKENS) {
+      const chunk = ids.subarray(start, start + PREFILL_TOKENS)
+      await turns.take(() => step(chunk), signal)
+    }
+    let token = await turns.take(() => choose(ids.subarray(start)), signal)
+    prefilled = performance.now()
+
+    const last = new Int32Array(1)
+    let stopped = false
+    for (;;) {
+      generated++
+      if (eosTokens.includes(token)) {
+        finishReason = 'stop'
+        break
+      }
+      const certain = stop.push(detokenizer.push(token))
+      if (certain.text !== '') yield { type: 'text', text: certain.text, tokens: generated }
+      stopped = certain.stopped
+      if (stopped || generated === limit) break
+      last[0] = token
+      token = await turns.take(() => choose(last), signal)
+    }
+
+    if (!stopped) {
+      // Nothing follows, so what was held back is certain now.
+      const tail = stop.push(detokenizer.end())
+      stopped = tail.stopped
+      const rest = stopped ? tail.text : tail.text + stop.end()
+      if (rest !== '') yield { type: 'text', text: rest, tokens: generated }
+    }
+    if (stopped) finishReason = 'stop'
+  } finally {
+    signal?.removeEventListener('abort', release)
+    admission.leave(sequence)
+  }
+  yield {
+    type: 'done',
+    finishReason,
+    usage: {
+      promptTokens: prompt.length,
+      completionTokens: generated,
+      experts: sequence.usage,
+      prefillMs: prefilled - started,
+      decodeMs: performance.now() - prefilled,
+    },
+  }
+}
