@@ -1,11 +1,11 @@
 /**
  * @module
- * From logits to a token. Greedy is exact; sampling is the same in every runtime up to the host's Math.exp, for a seed
- * fixes every draw.
+ * From logits to a token. Greedy is exact; where tokens are drawn, the seed fixes every draw, in every runtime.
  */
 import { SparsedgeError } from '../errors.ts'
 import type { SamplingParams } from '../request.ts'
 import { Adjustment } from './adjust.ts'
+import { expOf } from './exp.ts'
 import { Xoshiro128 } from './xoshiro.ts'
 
 /** Room for one choice. Choosing is synchronous, so that all requests of an engine share one. */
@@ -136,9 +136,11 @@ export class Sampler {
   /** Draws one of all tokens whose logit is at least `floor`. The logits are used up. */
   #drawAbove(floor: number, top: number): number {
     const weights = this.#scratch.logits
+    const { temperature } = this.#params
     let mass = 0
     for (let token = 0; token < weights.length; token++) {
-      weights[token] = weights[token] >= floor ? this.#weight(token, top) : 0
+      const logit = weights[token]
+      weights[token] = logit >= floor ? expOf((logit - top) / temperature) : 0
       mass += weights[token]
     }
     let left = this.#random.uniform() * mass
@@ -146,6 +148,7 @@ export class Sampler {
       left -= weights[token]
       if (left < 0) return token
     }
+    // Rounding ate the last of the mass.
     return argmax(weights)
   }
 
@@ -170,16 +173,18 @@ export class Sampler {
 
   #massAbove(floor: number, top: number): number {
     const { logits } = this.#scratch
+    const { temperature } = this.#params
     let mass = 0
     for (let token = 0; token < logits.length; token++) {
-      if (logits[token] >= floor) mass += this.#weight(token, top)
+      const logit = logits[token]
+      if (logit >= floor) mass += expOf((logit - top) / temperature)
     }
     return mass
   }
 
   /** The likelihood of a token, relative to the likeliest. */
   #weight(token: number, top: number): number {
-    return Math.exp((this.#scratch.logits[token] - top) / this.#params.temperature)
+    return expOf((this.#scratch.logits[token] - top) / this.#params.temperature)
   }
 }
 
