@@ -31,12 +31,12 @@ export class Adjustment {
     }
     this.active =
       repetitionPenalty !== 1 || presencePenalty !== 0 || frequencyPenalty !== 0 || logitBias.size > 0
-    for (const token of prompt) this.#entry(token)
+    if (this.active) for (const token of prompt) this.#entry(token)
   }
 
   /** A token was generated. */
   add(token: number): void {
-    this.#generated[this.#entry(token)]++
+    if (this.active) this.#generated[this.#entry(token)]++
   }
 
   /**
