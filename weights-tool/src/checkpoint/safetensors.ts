@@ -13,23 +13,23 @@ import { floatsFromBF16, floatsFromF16, floatsFromF32, floatToHalf, viewOf } fro
 /** As in the reference implementation: a header that is longer is an attack. */
 const MAX_HEADER = 100_000_000
 
-const ELEMENT_BYTES: Readonly<Record<string, number>> = {
-  F64: 8,
-  F32: 4,
-  F16: 2,
-  BF16: 2,
-  I64: 8,
-  U64: 8,
-  I32: 4,
-  U32: 4,
-  I16: 2,
-  U16: 2,
-  I8: 1,
-  U8: 1,
-  BOOL: 1,
-  F8_E4M3: 1,
-  F8_E5M2: 1,
-}
+const ELEMENT_BYTES: ReadonlyMap<string, number> = new Map([
+  ['F64', 8],
+  ['F32', 4],
+  ['F16', 2],
+  ['BF16', 2],
+  ['I64', 8],
+  ['U64', 8],
+  ['I32', 4],
+  ['U32', 4],
+  ['I16', 2],
+  ['U16', 2],
+  ['I8', 1],
+  ['U8', 1],
+  ['BOOL', 1],
+  ['F8_E4M3', 1],
+  ['F8_E5M2', 1],
+])
 
 const Info = z.strictObject({
   dtype: z.string(),
@@ -120,7 +120,7 @@ function parseInfo(value: unknown, name: string, path: string, dataStart: number
   }
   const { dtype, shape, data_offsets } = parsed.data
   const [begin, end] = data_offsets
-  const width = ELEMENT_BYTES[dtype]
+  const width = ELEMENT_BYTES.get(dtype)
   if (width === undefined) throw unsupported(`tensor ${name} of ${path} is of an unknown type, ${dtype}`)
   const bytes = shape.reduce((product, n) => product * n, width)
   if (bytes !== end - begin) {
@@ -165,7 +165,7 @@ export async function writeSafetensors(
   let end = 0
   const entries = tensors.map(({ name, dtype, shape }) => {
     const start = end
-    end += shape.reduce((product, n) => product * n, ELEMENT_BYTES[dtype])
+    end += shape.reduce((product, n) => product * n, dtype === 'F32' ? 4 : 2)
     return [name, { dtype, shape, data_offsets: [start, end] }]
   })
   const header = new TextEncoder().encode(JSON.stringify(Object.fromEntries(entries)))
@@ -183,7 +183,7 @@ export async function writeSafetensors(
 }
 
 function toBytes(name: string, dtype: 'F32' | 'F16', data: Float32Array): Uint8Array {
-  const bytes = new Uint8Array(data.length * ELEMENT_BYTES[dtype])
+  const bytes = new Uint8Array(data.length * (dtype === 'F32' ? 4 : 2))
   const view = viewOf(bytes)
   for (let i = 0; i < data.length; i++) {
     if (dtype === 'F32') view.setFloat32(4 * i, data[i], true)
