@@ -6,7 +6,8 @@ import { sha256 } from '@sparsedge/engine/store/sha256'
 import { shardKey } from '@sparsedge/engine/store/store'
 import { describe, expect, it } from 'vitest'
 import { GATES, type TinyPackOptions, tinyPack, tinySource } from '../../test/fixtures/tiny.ts'
-import { manifestBytes, type PackObject, pack } from './pack.ts'
+import { TINY_VOCAB, tinyTokenizer } from '../../test/fixtures/tiny-tokenizer.ts'
+import { manifestBytes, type PackObject, type PackOptions, pack } from './pack.ts'
 
 const KINDS: [string, TinyPackOptions][] = [
   ['look-ahead gates', {}],
@@ -104,6 +105,19 @@ describe('what cannot be packed', () => {
     }
   })
 
+  it('refuses text files that the engine cannot use', async () => {
+    const nothing = async () => {}
+    const jinja = { chatTemplate: encoder.encode('{% for %}') }
+    const json = { tokenizer: encoder.encode('{"model":{"type":"BPE"}}') }
+    for (const text of [jinja, json]) {
+      await expect(packFrom(tinySource(), nothing, text)).rejects.toMatchObject({
+        code: 'checkpoint_malformed',
+      })
+    }
+    await expect(packFrom(tinySource({ vocab: 100 }))).rejects.toMatchObject({ code: 'checkpoint_malformed' })
+    await expect(packFrom(tinySource({ eosTokens: [TINY_VOCAB] }))).rejects.toThrow('token 279 is said to')
+  })
+
   it.each(['', 'Upper', '../up', 'a b', 'x'.repeat(65)])('refuses the name %j', async (name) => {
     await expect(tinyPack({ name })).rejects.toMatchObject({ code: 'invalid_request' })
   })
@@ -124,13 +138,14 @@ const encoder = new TextEncoder()
 function packFrom(
   source: ReturnType<typeof tinySource>,
   write: (object: PackObject) => Promise<void> = async () => {},
+  text: Partial<PackOptions['text']> = {},
 ) {
   return pack(
     source,
     {
       name: 'tiny',
       layouts: { embedding: 'auto', attention: 'q4', experts: 'q4' },
-      text: { tokenizer: encoder.encode('{}') },
+      text: { tokenizer: encoder.encode(JSON.stringify(tinyTokenizer())), ...text },
       provenance: { source: FORMAT, licence: 'none', tool: 'test' },
     },
     write,

@@ -27,6 +27,9 @@ import {
 } from '@sparsedge/engine/pack/manifest'
 import { rowScale, trunkTensors } from '@sparsedge/engine/pack/trunk'
 import { sha256 } from '@sparsedge/engine/store/sha256'
+import { ChatTemplate } from '@sparsedge/engine/text/chat-template'
+import { createTokenizer } from '@sparsedge/engine/text/tokenizer'
+import { malformed } from './checkpoint/checkpoint.ts'
 import { checkFinite, type QuantisedMatrix, quantise } from './quantise.ts'
 
 /** Below this relative error at 4 bits an embedding is taken to lie on a 4-bit grid already: a second plane gains nothing. */
@@ -66,8 +69,8 @@ export interface PackOptions {
  *
  * @param write takes each object once it is complete: trunk shards in image order, per layer its experts and their
  * bundle, then the text files. The manifest is the caller's to write, after all of them.
- * @throws SparsedgeError what the source throws; `checkpoint_malformed` for a weight that is not finite,
- * `checkpoint_unsupported` for a shape that the layout cannot hold;
+ * @throws SparsedgeError what the source throws; `checkpoint_malformed` for a weight that is not finite, or text
+ * files that the engine cannot use; `checkpoint_unsupported` for a shape that the layout cannot hold;
  * `invalid_request` for a bad name
  */
 export async function pack(
@@ -82,6 +85,7 @@ export async function pack(
     const message = `a pack cannot be named "${options.name}": small letters, digits, '.', '_' and '-' only, 64 at most`
     throw new SparsedgeError('invalid_request', message)
   }
+  checkText(config, text)
   const read = sourceReader(source, options.onTensor)
   const trunk = trunkWriter(config, write)
   const layers: Manifest['experts']['layers'] = []
@@ -152,6 +156,22 @@ export async function pack(
 /** The bytes of `manifest.json`. */
 export function manifestBytes(manifest: Manifest): Uint8Array<ArrayBuffer> {
   return new TextEncoder().encode(`${JSON.stringify(manifest)}\n`)
+}
+
+/** Tries what the engine will do with the text files and token ids, before any of the long work is done. */
+function checkText(config: ModelConfig, { tokenizer, chatTemplate }: PackOptions['text']): void {
+  const beyond = [config.bosToken ?? 0, ...config.eosTokens].find((token) => token >= config.vocab)
+  if (beyond !== undefined) {
+    throw malformed(
+      `token ${beyond} is said to begin or end texts, but there are only ${config.vocab} tokens`,
+    )
+  }
+  try {
+    const built = createTokenizer(tokenizer, config.vocab)
+    if (chatTemplate) new ChatTemplate(new TextDecoder().decode(chatTemplate), built, config)
+  } catch (cause) {
+    throw cause instanceof SparsedgeError ? malformed(cause.message, cause) : cause
+  }
 }
 
 // ---- Reading ----------------------------------------------------------------------------------------------------

@@ -84,12 +84,7 @@ it('writes the files of a Hugging Face checkpoint', async () => {
   expect(seen).toEqual(tensorNames(manifest.config))
   const config: unknown = JSON.parse(await readFile(join(directory, 'config.json'), 'utf8'))
   expect(config).toMatchObject({ model_type: 'ds_moe', num_experts: 4, expert_units: 32, shared_units: 0 })
-  for (const file of [
-    'model.safetensors',
-    'tokenizer.json',
-    'tokenizer_config.json',
-    'chat_template.jinja',
-  ]) {
+  for (const file of ['model.safetensors', 'tokenizer.json', 'chat_template.jinja']) {
     expect((await readFile(join(directory, file))).length).toBeGreaterThan(20)
   }
 })

@@ -20,8 +20,7 @@ export interface UnpackOptions {
 }
 
 /**
- * Writes config.json, model.safetensors, tokenizer.json, tokenizer_config.json and, where there is one,
- * chat_template.jinja.
+ * Writes config.json, model.safetensors, tokenizer.json and, where there is one, chat_template.jinja.
  *
  * @param directory is made where it does not exist
  * @throws SparsedgeError what the store throws; `checkpoint_unsupported` for a weight that is too large for F16
@@ -47,10 +46,9 @@ export async function unpack(
     return data
   })
   await write('tokenizer.json', await readShard(store, text.tokenizer))
-  await write('tokenizer_config.json', json({ add_bos_token: config.bosToken !== undefined }))
   if (text.chatTemplate) await write('chat_template.jinja', await readShard(store, text.chatTemplate))
   // Last, since without it the directory is no checkpoint.
-  await write('config.json', json(canonicalConfig(manifest)))
+  await write('config.json', `${JSON.stringify(canonicalConfig(manifest), null, 2)}\n`)
 }
 
 function canonicalConfig({ config, profile, quality, provenance }: Manifest): z.input<typeof DsMoe> {
@@ -79,8 +77,4 @@ function canonicalConfig({ config, profile, quality, provenance }: Manifest): z.
     ...(quality && { quality }),
     provenance: { source: provenance.source, licence: provenance.licence },
   }
-}
-
-function json(value: object): string {
-  return `${JSON.stringify(value, null, 2)}\n`
 }

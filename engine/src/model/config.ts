@@ -71,6 +71,7 @@ export const ModelConfig = z
     /** Longest sequence the model was trained for, in tokens. */
     context: count,
     gate: GateConfig,
+    /** What a chat template calls `bos_token`; whether a plain text begins with it, tokenizer.json says. */
     bosToken: z.int().nonnegative().optional(),
     /** Tokens that end a generation. */
     eosTokens: z.array(z.int().nonnegative()),

@@ -89,7 +89,7 @@ export function tokenizerFromGguf(theirs: GgufTokenizer): Uint8Array<ArrayBuffer
     added_tokens: added,
     normalizer: null,
     pre_tokenizer: preTokenizer,
-    post_processor: null,
+    post_processor: postProcessor(theirs, preTokenizer === LLAMA_3),
     decoder: { ...byteLevel(true), add_prefix_space: true },
     model: {
       type: 'BPE',
@@ -106,6 +106,22 @@ export function tokenizerFromGguf(theirs: GgufTokenizer): Uint8Array<ArrayBuffer
     },
   }
   return new TextEncoder().encode(JSON.stringify(tokenizer))
+}
+
+/** Puts the begin token before every text, where the model was trained so. */
+function postProcessor(theirs: GgufTokenizer, byDefault: boolean) {
+  const bos = theirs['tokenizer.ggml.bos_token_id']
+  const wanted = theirs['tokenizer.ggml.add_bos_token'] ?? byDefault
+  const token = bos === undefined ? undefined : theirs['tokenizer.ggml.tokens'][bos]
+  if (!wanted || token === undefined) return null
+  const special = { SpecialToken: { id: token, type_id: 0 } }
+  const text = (id: 'A' | 'B', type_id: number) => ({ Sequence: { id, type_id } })
+  return {
+    type: 'TemplateProcessing',
+    single: [special, text('A', 0)],
+    pair: [special, text('A', 0), text('B', 1)],
+    special_tokens: { [token]: { id: token, ids: [bos], tokens: [token] } },
+  }
 }
 
 function addedToken(id: number, content: string, special: boolean) {

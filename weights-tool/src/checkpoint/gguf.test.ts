@@ -4,6 +4,7 @@ import { join } from 'node:path'
 import { Tokenizer } from '@huggingface/tokenizers'
 import { ropeFrequencies } from '@sparsedge/engine/model/rope'
 import { tensorNames } from '@sparsedge/engine/model/weights'
+import { createTokenizer } from '@sparsedge/engine/text/tokenizer'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import {
   bool,
@@ -61,7 +62,7 @@ describe('a GGUF file', () => {
     await opened(await file(), async ({ weights, text, provenance }) => {
       expect(weights.config).toEqual({
         ...source.config,
-        bosToken: undefined,
+        bosToken: 1,
         eosTokens: [2],
         normEps: Math.fround(1e-5),
       })
@@ -129,13 +130,6 @@ describe('a GGUF file', () => {
     )
     await expect(openCheckpoint(await file(), { experts: 3 })).rejects.toThrow('choose another --experts')
   })
-
-  it('begins texts with a token where its tokenizer does', async () => {
-    const key = 'tokenizer.ggml.add_bos_token'
-    await opened(await file({ [key]: bool(true) }), ({ weights }) => expect(weights.config.bosToken).toBe(1))
-    const llama3 = { [key]: undefined, 'tokenizer.ggml.pre': string('llama-bpe') }
-    await opened(await file(llama3), ({ weights }) => expect(weights.config.bosToken).toBe(1))
-  })
 })
 
 describe("a GGUF file's tokenizer", () => {
@@ -151,6 +145,24 @@ describe("a GGUF file's tokenizer", () => {
       expect(encoded.tokens).toEqual(expect.arrayContaining(tokens))
       expect(library.decode(encoded.ids.slice(1))).toBe(text)
     })
+  })
+
+  it('puts a token before every text where the file says so, or llama.cpp takes it for granted', async () => {
+    const key = 'tokenizer.ggml.add_bos_token'
+    const pre = 'tokenizer.ggml.pre'
+    const cases: [Metadata, number[]][] = [
+      [{ [key]: bool(false) }, []],
+      [{ [key]: undefined }, []],
+      [{ [key]: bool(true) }, [1]],
+      [{ [key]: undefined, [pre]: string('llama-bpe') }, [1]],
+      [{ [key]: bool(false), [pre]: string('llama-bpe') }, []],
+      [{ [key]: bool(true), 'tokenizer.ggml.bos_token_id': undefined }, []],
+    ]
+    for (const [metadata, beginning] of cases) {
+      await opened(await file(metadata), ({ text: { tokenizer }, weights }) => {
+        expect(createTokenizer(tokenizer, weights.config.vocab).beginning).toEqual(beginning)
+      })
+    }
   })
 
   it('of another kind is asked for, and taken', async () => {

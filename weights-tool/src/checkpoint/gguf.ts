@@ -161,9 +161,6 @@ function configOf(
 ): ModelConfig {
   const heads = metadata['llama.attention.head_count']
   const bos = metadata['tokenizer.ggml.bos_token_id']
-  const pre = metadata['tokenizer.ggml.pre']
-  // llama.cpp's own default for Llama 3; other byte-level vocabularies say it.
-  const startsWithBos = metadata['tokenizer.ggml.add_bos_token'] ?? (pre === 'llama-bpe' || pre === 'llama3')
   const eos = [metadata['tokenizer.ggml.eos_token_id'], metadata['tokenizer.ggml.eot_token_id']]
   return modelConfig({
     layers: metadata['llama.block_count'],
@@ -178,7 +175,7 @@ function configOf(
     normEps: metadata['llama.attention.layer_norm_rms_epsilon'],
     ropeScale,
     context: metadata['llama.context_length'],
-    ...(startsWithBos && bos !== undefined && { bosToken: bos }),
+    ...(bos !== undefined && { bosToken: bos }),
     eosTokens: [...new Set(eos.filter((token) => token !== undefined))],
   })
 }

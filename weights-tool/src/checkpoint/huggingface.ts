@@ -72,7 +72,6 @@ const FREQUENCIES = 'rope.inv_freq'
 
 const GenerationConfig = z.looseObject({ eos_token_id: tokenIds })
 const TokenizerConfig = z.looseObject({
-  add_bos_token: z.boolean().nullish(),
   /** A template, or several of which one is called "default". */
   chat_template: z
     .union([z.string(), z.array(z.object({ name: z.string(), template: z.string() }))])
@@ -96,7 +95,7 @@ export async function openHuggingFace(directory: string, options: ImportOptions)
         : ropeOf(theirs)
     const config = modelConfig({
       ...shapeOf(theirs, options, rope.ropeScale),
-      ...(await tokensOf(directory, theirs, text.tokenizer, tokenizerConfig)),
+      ...(await tokensOf(directory, theirs)),
     })
     return {
       weights: weightsOf(config, files, rope.invFreq),
@@ -196,47 +195,14 @@ async function chatTemplateOf(
   return template === undefined ? undefined : new TextEncoder().encode(template)
 }
 
-/** Which tokens begin a text and end a generation. */
+/** Tokens that end a generation may stand in two files. What a text begins with, tokenizer.json knows by itself. */
 async function tokensOf(
   directory: string,
-  theirs: HuggingFaceConfig,
-  tokenizer: Uint8Array,
-  tokenizerConfig: z.infer<typeof TokenizerConfig> | undefined,
+  { bos_token_id, eos_token_id }: HuggingFaceConfig,
 ): Promise<Pick<ModelConfig, 'bosToken' | 'eosTokens'>> {
   const generation = await optionalJson(directory, 'generation_config.json', GenerationConfig)
-  const eosTokens = [...new Set([theirs.eos_token_id ?? [], generation?.eos_token_id ?? []].flat())]
-  const bos = theirs.bos_token_id ?? undefined
-  const startsWithBos = bos !== undefined && (tokenizerConfig?.add_bos_token ?? tokenizerAdds(tokenizer, bos))
-  return { eosTokens, ...(startsWithBos && { bosToken: bos }) }
-}
-
-const TokenizerFile = z.looseObject({
-  post_processor: z.unknown().optional(),
-  added_tokens: z.array(z.looseObject({ id: tokenId, content: z.string() })).default([]),
-})
-
-/** Whether the tokenizer's own post-processor puts the token before a text. */
-function tokenizerAdds(tokenizer: Uint8Array, token: number): boolean {
-  const { post_processor, added_tokens } = parseJson(TokenizerFile, tokenizer, 'tokenizer.json')
-  const content = added_tokens.find(({ id }) => id === token)?.content
-  return content !== undefined && firstPieces(post_processor).includes(content)
-}
-
-const PostProcessor = z.union([
-  z.looseObject({ type: z.literal('Sequence'), processors: z.array(z.unknown()) }),
-  z.looseObject({
-    type: z.literal('TemplateProcessing'),
-    single: z.array(z.looseObject({ SpecialToken: z.looseObject({ id: z.string() }).optional() })),
-  }),
-])
-
-/** The special tokens that a post-processor's templates begin with. */
-function firstPieces(processor: unknown): string[] {
-  const parsed = PostProcessor.safeParse(processor)
-  if (!parsed.success) return []
-  if (parsed.data.type === 'Sequence') return parsed.data.processors.flatMap(firstPieces)
-  const first = parsed.data.single[0]?.SpecialToken?.id
-  return first === undefined ? [] : [first]
+  const eosTokens = [...new Set([eos_token_id ?? [], generation?.eos_token_id ?? []].flat())]
+  return { eosTokens, ...(typeof bos_token_id === 'number' && { bosToken: bos_token_id }) }
 }
 
 // ---- Tensors ----------------------------------------------------------------------------------------------------------
