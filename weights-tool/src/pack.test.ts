@@ -5,6 +5,7 @@ import { packWeights } from '@sparsedge/engine/pack/weights'
 import { sha256 } from '@sparsedge/engine/store/sha256'
 import { shardKey } from '@sparsedge/engine/store/store'
 import { describe, expect, it } from 'vitest'
+import { relativeError } from '../../test/fixtures/relative-error.ts'
 import { GATES, type TinyPackOptions, tinyPack, tinySource } from '../../test/fixtures/tiny.ts'
 import { TINY_VOCAB, tinyTokenizer } from '../../test/fixtures/tiny-tokenizer.ts'
 import { manifestBytes, type PackObject, type PackOptions, pack } from './pack.ts'
@@ -157,14 +158,4 @@ const packTiny = (config: Partial<ModelConfig>, write: (object: PackObject) => P
 
 function layoutOf({ manifest }: Awaited<ReturnType<typeof tinyPack>>, name: string) {
   return manifest.trunk.tensors.find((tensor) => tensor.name === name)?.layout
-}
-
-function relativeError(found: Float32Array, expected: Float32Array): number {
-  let error = 0
-  let norm = 0
-  for (let i = 0; i < expected.length; i++) {
-    error += (found[i] - expected[i]) ** 2
-    norm += expected[i] ** 2
-  }
-  return Math.sqrt(error / norm)
 }

@@ -7,13 +7,7 @@
 import { SparsedgeError } from '@sparsedge/engine/errors'
 import type { ModelConfig } from '@sparsedge/engine/model/config'
 import { layerTensor, type WeightSource } from '@sparsedge/engine/model/weights'
-import {
-  BLOCK,
-  encodePlane,
-  type Layout,
-  type Plane,
-  type QuantisedLayout,
-} from '@sparsedge/engine/pack/layout'
+import type { Layout, QuantisedLayout } from '@sparsedge/engine/pack/layout'
 import {
   expertShardBytes,
   FORMAT,
@@ -30,6 +24,7 @@ import { sha256 } from '@sparsedge/engine/store/sha256'
 import { ChatTemplate } from '@sparsedge/engine/text/chat-template'
 import { createTokenizer } from '@sparsedge/engine/text/tokenizer'
 import { malformed } from './checkpoint/checkpoint.ts'
+import { concatBytes, sliceCols, sliceRows, stackRows, tileBytes } from './cut.ts'
 import { checkFinite, type QuantisedMatrix, quantise } from './quantise.ts'
 
 /** Below this relative error at 4 bits an embedding is taken to lie on a 4-bit grid already: a second plane gains nothing. */
@@ -302,78 +297,6 @@ async function writeExperts(experts: readonly Expert[], write: (object: PackObje
     shards.push(hash)
   }
   return { bundle: (await writeObject('bundle', bundle, write)).hash, shards }
-}
-
-// ---- Cutting and joining quantised matrices -------------------------------------------------------------------------
-
-/** All planes in tiles, plane after plane. */
-function tileBytes({ planes, rows, cols }: QuantisedMatrix): Uint8Array<ArrayBuffer> {
-  return concatBytes(planes.map((plane) => encodePlane(plane, rows, cols)))
-}
-
-function stackRows(...parts: QuantisedMatrix[]): QuantisedMatrix {
-  const [first] = parts
-  const join = (pick: (plane: Plane) => Uint8Array, p: number) =>
-    concatBytes(parts.map(({ planes }) => pick(planes[p])))
-  return {
-    ...first,
-    rows: parts.reduce((sum, { rows }) => sum + rows, 0),
-    rowScales: Float32Array.from(parts.flatMap(({ rowScales }) => [...rowScales])),
-    planes: first.planes.map((_, p) => ({
-      codes: join(({ codes }) => codes, p),
-      scales: join(({ scales }) => scales, p),
-      zeros: join(({ zeros }) => zeros, p),
-    })),
-  }
-}
-
-function sliceRows(matrix: QuantisedMatrix, start: number, rows: number): QuantisedMatrix {
-  const { cols } = matrix
-  const blocks = cols / BLOCK
-  const cut = (array: Uint8Array, width: number) => array.subarray(start * width, (start + rows) * width)
-  return {
-    ...matrix,
-    rows,
-    rowScales: matrix.rowScales.subarray(start, start + rows),
-    planes: matrix.planes.map(({ codes, scales, zeros }) => ({
-      codes: cut(codes, cols),
-      scales: cut(scales, blocks),
-      zeros: cut(zeros, blocks),
-    })),
-  }
-}
-
-/** `start` and `cols` are multiples of 32. */
-function sliceCols(matrix: QuantisedMatrix, start: number, cols: number): QuantisedMatrix {
-  const cut = (array: Uint8Array, perBlock: number) => {
-    const width = (matrix.cols / BLOCK) * perBlock
-    const from = (start / BLOCK) * perBlock
-    const part = (cols / BLOCK) * perBlock
-    const out = new Uint8Array(matrix.rows * part)
-    for (let row = 0; row < matrix.rows; row++) {
-      out.set(array.subarray(row * width + from, row * width + from + part), row * part)
-    }
-    return out
-  }
-  return {
-    ...matrix,
-    cols,
-    planes: matrix.planes.map(({ codes, scales, zeros }) => ({
-      codes: cut(codes, BLOCK),
-      scales: cut(scales, 1),
-      zeros: cut(zeros, 1),
-    })),
-  }
-}
-
-function concatBytes(parts: readonly Uint8Array[]): Uint8Array<ArrayBuffer> {
-  const out = new Uint8Array(parts.reduce((sum, { length }) => sum + length, 0))
-  let at = 0
-  for (const part of parts) {
-    out.set(part, at)
-    at += part.length
-  }
-  return out
 }
 
 async function writeObject(

@@ -1,6 +1,7 @@
 import { BLOCK, decodePlane, dequantise, encodePlane } from '@sparsedge/engine/pack/layout'
 import fc from 'fast-check'
 import { describe, expect, it } from 'vitest'
+import { relativeError } from '../../test/fixtures/relative-error.ts'
 import { type QuantisedMatrix, quantise } from './quantise.ts'
 
 /** The float weights that a quantised matrix stands for, by the engine's own code. */
@@ -12,16 +13,6 @@ function floats({ layout, planes, rowScales, rows, cols }: QuantisedMatrix): Flo
 function matrix(rows: number, cols: number, value: (row: number, col: number) => number) {
   const data = Float32Array.from({ length: rows * cols }, (_, i) => value(Math.floor(i / cols), i % cols))
   return { shape: [rows, cols], data }
-}
-
-function relativeError(found: Float32Array, expected: Float32Array): number {
-  let error = 0
-  let norm = 0
-  for (let i = 0; i < expected.length; i++) {
-    error += (found[i] - expected[i]) ** 2
-    norm += expected[i] ** 2
-  }
-  return norm === 0 ? 0 : Math.sqrt(error / norm)
 }
 
 const weight = fc.float({ min: -4, max: 4, noNaN: true })

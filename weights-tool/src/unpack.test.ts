@@ -6,6 +6,7 @@ import type { ShardRef } from '@sparsedge/engine/pack/manifest'
 import { packWeights } from '@sparsedge/engine/pack/weights'
 import type { ShardStore } from '@sparsedge/engine/store/store'
 import { afterEach, beforeEach, describe, expect, it } from 'vitest'
+import { relativeError } from '../../test/fixtures/relative-error.ts'
 import { GATES, type TinyPack, type TinyPackOptions, tinyPack } from '../../test/fixtures/tiny.ts'
 import { openCheckpoint } from './checkpoint/open.ts'
 import { type PackOptions, pack } from './pack.ts'
@@ -100,14 +101,4 @@ it('stops at a damaged shard', async () => {
 
 async function json(store: ShardStore, ref: ShardRef): Promise<unknown> {
   return JSON.parse(new TextDecoder().decode(await readShard(store, ref)))
-}
-
-function relativeError(found: Float32Array, expected: Float32Array): number {
-  let error = 0
-  let norm = 0
-  for (let i = 0; i < expected.length; i++) {
-    error += (found[i] - expected[i]) ** 2
-    norm += expected[i] ** 2
-  }
-  return Math.sqrt(error / norm)
 }
