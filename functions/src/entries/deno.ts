@@ -1,0 +1,21 @@
+/**
+ * @module
+ * Deno: `MODEL=… STORE=… deno run --allow-env --allow-net --allow-read functions/src/entries/deno.ts`
+ */
+import { localApp } from './local.ts'
+
+const { app, hostname, port } = await localApp(Deno.env.toObject())
+
+const server = Deno.serve(
+  { hostname, port, onListen: ({ port }) => console.log(`http://${hostname}:${port}`) },
+  app.fetch,
+)
+
+/** Takes no more requests and lets those under way end; a second signal ends them too. */
+for (const signal of ['SIGINT', 'SIGTERM'] as const) {
+  const stop = () => {
+    Deno.removeSignalListener(signal, stop)
+    server.shutdown()
+  }
+  Deno.addSignalListener(signal, stop)
+}

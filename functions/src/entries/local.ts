@@ -1,0 +1,65 @@
+/**
+ * @module
+ * What the entries for Node and Deno share: the modules and the page are read from disk, the pack comes from a directory
+ * or over HTTP.
+ *
+ * | setting | |
+ * |---|---|
+ * | `STORE` | a directory that `weights-tool push` wrote, or the http(s) address of one |
+ * | `PORT`, `HOST` | default 8787 on localhost |
+ * | and those of settings.ts | |
+ */
+import { readFile } from 'node:fs/promises'
+import { createEngine } from '@sparsedge/engine'
+import { supportsRelaxedSimd, type WasmModules, wasmBackend } from '@sparsedge/engine/backends/wasm/index'
+import { fsStore } from '@sparsedge/engine/store/fs'
+import { httpStore } from '@sparsedge/engine/store/http'
+import type { Hono } from 'hono'
+import { z } from 'zod'
+import { createApp } from '../app.ts'
+import { appSettings, readSettings } from './settings.ts'
+
+const Place = z.object({
+  STORE: z.string().min(1),
+  PORT: z.coerce.number().int().min(0).max(65_535).default(8787),
+  HOST: z.string().default('localhost'),
+})
+
+/** @throws Error where the environment is not set up, or the engine has not been built */
+export async function localApp(
+  environment: Readonly<Record<string, string | undefined>>,
+): Promise<{ app: Hono; hostname: string; port: number }> {
+  const settings = readSettings(environment)
+  const place = Place.safeParse(environment)
+  if (!place.success) throw new Error(`the environment is not set up:\n${z.prettifyError(place.error)}`)
+  const { MODEL: model, CONTEXT_TOKENS: contextTokens } = settings
+  const { STORE, HOST, PORT } = place.data
+  const modules = await readModules()
+  const app = createApp({
+    ...appSettings(settings),
+    page: await readFile(new URL('../playground/index.html', import.meta.url), 'utf8'),
+    models: {
+      [model]: () =>
+        createEngine({
+          store: /^https?:/.test(STORE) ? httpStore(STORE) : fsStore(STORE),
+          model,
+          backend: wasmBackend({ modules, ...(contextTokens && { contextTokens }) }),
+        }),
+    },
+  })
+  return { app, hostname: HOST, port: PORT }
+}
+
+/** A runtime without relaxed SIMD gets the plain build alone. */
+async function readModules(): Promise<WasmModules> {
+  const compile = async (name: string) => {
+    const bytes = await readFile(new URL(`../../../engine/dist/${name}.wasm`, import.meta.url))
+    return new WebAssembly.Module(bytes)
+  }
+  try {
+    const plain = await compile('plain')
+    return supportsRelaxedSimd() ? { plain, relaxed: await compile('relaxed') } : { plain }
+  } catch (cause) {
+    throw new Error('the engine is not built: run `npm run build`', { cause })
+  }
+}

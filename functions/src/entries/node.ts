@@ -1,0 +1,20 @@
+/**
+ * @module
+ * Node: `MODEL=… STORE=… node functions/src/entries/node.ts`
+ */
+import { serve } from '@hono/node-server'
+import { localApp } from './local.ts'
+
+const { app, hostname, port } = await localApp(process.env)
+
+const server = serve({ fetch: app.fetch, hostname, port }, ({ port }) =>
+  console.log(`http://${hostname}:${port}`),
+)
+
+/** Takes no more requests and lets those under way end; a second signal ends them too. */
+for (const signal of ['SIGINT', 'SIGTERM'] as const) {
+  process.once(signal, () => {
+    server.close()
+    process.once(signal, () => process.exit(1))
+  })
+}

@@ -1,0 +1,45 @@
+import { describe, expect, test } from 'vitest'
+import { appSettings, readSettings } from './settings.ts'
+
+test('only the model must be named; whatever else is in the environment is left alone', () => {
+  const settings = readSettings({ MODEL: 'tiny', PATH: '/bin', SHARDS: {} })
+  expect(settings).toEqual({ MODEL: 'tiny', ALLOWED_ORIGINS: [] })
+  expect(appSettings(settings)).toEqual({ apiKey: undefined, allowedOrigins: [], limits: {} })
+})
+
+test('everything can be set', () => {
+  const settings = readSettings({
+    MODEL: 'tiny',
+    API_KEY: 'k',
+    ALLOWED_ORIGINS: 'https://a.example, https://b.example,',
+    CONTEXT_TOKENS: '512',
+    MAX_TOKENS: '100',
+    REQUEST_SECONDS: '20',
+  })
+  expect(settings.CONTEXT_TOKENS).toBe(512)
+  expect(appSettings(settings)).toEqual({
+    apiKey: 'k',
+    allowedOrigins: ['https://a.example', 'https://b.example'],
+    limits: { completionTokens: 100, seconds: 20 },
+  })
+})
+
+test('what is set to nothing is not set', () => {
+  expect(readSettings({ MODEL: 'tiny', API_KEY: '', CONTEXT_TOKENS: '', ALLOWED_ORIGINS: '' })).toEqual({
+    MODEL: 'tiny',
+    ALLOWED_ORIGINS: [],
+  })
+})
+
+describe('a server that is set up wrongly does not start, and says why', () => {
+  test.each([
+    ['MODEL', {}],
+    ['MODEL', { MODEL: '' }],
+    ['CONTEXT_TOKENS', { MODEL: 'tiny', CONTEXT_TOKENS: 'many' }],
+    ['CONTEXT_TOKENS', { MODEL: 'tiny', CONTEXT_TOKENS: '-1' }],
+    ['MAX_TOKENS', { MODEL: 'tiny', MAX_TOKENS: '1.5' }],
+    ['REQUEST_SECONDS', { MODEL: 'tiny', REQUEST_SECONDS: '0' }],
+  ])('%s', (name, environment) => {
+    expect(() => readSettings(environment)).toThrow(name)
+  })
+})

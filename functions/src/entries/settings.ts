@@ -1,0 +1,59 @@
+/**
+ * @module
+ * What a deployment can set, as strings in its environment; the same names on every platform.
+ */
+import { z } from 'zod'
+import type { AppOptions } from '../app.ts'
+
+const whole = z.coerce.number().int().positive()
+/** `FOO=` in an environment file means that FOO is not set. */
+const optional = <T extends z.ZodType>(type: T) =>
+  z.preprocess((value) => value || undefined, type.optional())
+
+export const Settings = z.object({
+  /** The model that is served: `models/<MODEL>/manifest.json` in the store. */
+  MODEL: z.string().min(1),
+  /** Absent: no key is asked for. */
+  API_KEY: optional(z.string()),
+  /** Comma-separated origins whose pages may call this server; `*` for all. */
+  ALLOWED_ORIGINS: z
+    .string()
+    .default('')
+    .transform((list) =>
+      list
+        .split(',')
+        .map((origin) => origin.trim())
+        .filter((origin) => origin !== ''),
+    ),
+  /** Tokens that one conversation can hold, prompt and answer; what they take is taken from the arena. */
+  CONTEXT_TOKENS: optional(whole),
+  /** The longest answer, in tokens. */
+  MAX_TOKENS: optional(whole),
+  /** The longest that one request may take. */
+  REQUEST_SECONDS: optional(whole),
+})
+
+export type Settings = z.infer<typeof Settings>
+
+/**
+ * @param env an environment with anything else in it besides
+ * @throws Error that names every setting that is wrong: a server that is set up wrongly must not start
+ */
+export function readSettings(env: unknown): Settings {
+  const parsed = Settings.safeParse(env)
+  if (!parsed.success) throw new Error(`the environment is not set up:\n${z.prettifyError(parsed.error)}`)
+  return parsed.data
+}
+
+/** The part of the application's options that comes from the settings alone. */
+export function appSettings(settings: Settings): Pick<AppOptions, 'apiKey' | 'allowedOrigins' | 'limits'> {
+  const { MAX_TOKENS, REQUEST_SECONDS } = settings
+  return {
+    apiKey: settings.API_KEY,
+    allowedOrigins: settings.ALLOWED_ORIGINS,
+    limits: {
+      ...(MAX_TOKENS !== undefined && { completionTokens: MAX_TOKENS }),
+      ...(REQUEST_SECONDS !== undefined && { seconds: REQUEST_SECONDS }),
+    },
+  }
+}

@@ -1,0 +1,50 @@
+/**
+ * @module
+ * `POST /v1/chat/completions`
+ */
+import type { Context } from 'hono'
+import { answer, type Format } from '../answer.ts'
+import { ChatBody, readBody, samplingOf, stopsOf } from '../schema.ts'
+import type { Service } from '../service.ts'
+
+const FORMAT: Format = {
+  idPrefix: 'chatcmpl-',
+  object: 'chat.completion',
+  chunkObject: 'chat.completion.chunk',
+  choice: (index, content, finish_reason) => ({
+    index,
+    message: { role: 'assistant', content, refusal: null },
+    logprobs: null,
+    finish_reason,
+  }),
+  opening: (index) => ({
+    index,
+    delta: { role: 'assistant', content: '' },
+    logprobs: null,
+    finish_reason: null,
+  }),
+  delta: (index, content, finish_reason) => ({
+    index,
+    delta: finish_reason ? {} : { content },
+    logprobs: null,
+    finish_reason,
+  }),
+}
+
+export function chatCompletions(service: Service): (c: Context) => Promise<Response> {
+  return async (c) => {
+    const body = await readBody(c, ChatBody)
+    const { completionTokens } = service.limits
+    const request = {
+      prompt: { messages: body.messages },
+      // A chat ends when the model says so; without a wish there is only the server's limit.
+      maxTokens: Math.min(
+        body.max_completion_tokens ?? body.max_tokens ?? completionTokens,
+        completionTokens,
+      ),
+      sampling: samplingOf(body),
+      stop: stopsOf(body),
+    }
+    return answer(c, service, { body, requests: [request], format: FORMAT })
+  }
+}

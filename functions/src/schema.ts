@@ -1,0 +1,137 @@
+/**
+ * @module
+ * The bodies of OpenAI's API as this server takes them. What is known and malformed is an error that names its field;
+ * what is unknown is ignored, so that a client with more knobs than we have still works. `null` means absent.
+ */
+import type { ChatMessage, Prompt, SamplingParams } from '@sparsedge/engine/request'
+import type { Context } from 'hono'
+import { z } from 'zod'
+import { ApiError } from './middleware/errors.ts'
+
+const TokenIds = z.array(z.int().nonnegative()).min(1)
+
+/** What both endpoints share. */
+const Common = z.object({
+  /** Absent: the server's first model. */
+  model: z.string().nullish(),
+  /** An answer is never longer than the server's limit either; asking for more is not an error. */
+  max_tokens: z.int().min(1).nullish(),
+  temperature: z.number().min(0).max(2).nullish(),
+  top_p: z.number().min(0).max(1).nullish(),
+  /** 0 or -1: off. */
+  top_k: z.int().min(-1).nullish(),
+  min_p: z.number().min(0).max(1).nullish(),
+  repetition_penalty: z.number().min(0.01).max(10).nullish(),
+  presence_penalty: z.number().min(-2).max(2).nullish(),
+  frequency_penalty: z.number().min(-2).max(2).nullish(),
+  /** Token id → bias. */
+  logit_bias: z
+    .record(z.string().regex(/^\d+$/, 'must be a token id'), z.number().min(-100).max(100))
+    .nullish(),
+  seed: z.int().nullish(),
+  stop: z
+    .union([z.string().min(1), z.array(z.string().min(1)).max(4)], {
+      error: 'must be a string that is not empty, or a list of up to four of them',
+    })
+    .nullish(),
+  n: z.literal(1, { error: 'only one choice per prompt is served: n must be 1' }).nullish(),
+  stream: z.boolean().nullish(),
+  stream_options: z.object({ include_usage: z.boolean().nullish() }).nullish(),
+})
+
+const Content = z
+  .union([z.string(), z.array(z.object({ type: z.literal('text'), text: z.string() }))], {
+    error:
+      'must be a string or a list of parts { "type": "text", "text": … }; this model reads nothing but text',
+  })
+  .transform((content) => (typeof content === 'string' ? content : content.map(({ text }) => text).join('')))
+
+const Message = z.object({
+  role: z
+    .enum(['system', 'developer', 'user', 'assistant'])
+    // Newer clients call the system's part the developer's.
+    .transform((role): ChatMessage['role'] => (role === 'developer' ? 'system' : role)),
+  content: Content,
+})
+
+/** `POST /v1/chat/completions` */
+export const ChatBody = Common.extend({
+  messages: z.array(Message).min(1),
+  /** The newer name of `max_tokens`; wins where both are given. */
+  max_completion_tokens: z.int().min(1).nullish(),
+})
+
+/** `POST /v1/completions`. Every form of `prompt` that OpenAI names is served; several prompts give several choices. */
+export const CompletionBody = Common.extend({
+  prompt: z
+    .union([z.string(), z.array(z.string()).min(1), TokenIds, z.array(TokenIds).min(1)], {
+      error: 'must be a string, a list of strings, a list of token ids or a list of such lists',
+    })
+    .transform(toPrompts),
+})
+
+function toPrompts(prompt: string | string[] | number[] | number[][]): Prompt[] {
+  if (typeof prompt === 'string') return [{ text: prompt }]
+  if (prompt.every((part) => typeof part === 'number')) return [{ tokens: prompt }]
+  return prompt.map((part) => (typeof part === 'string' ? { text: part } : { tokens: [part].flat() }))
+}
+
+export type ChatBody = z.infer<typeof ChatBody>
+export type CompletionBody = z.infer<typeof CompletionBody>
+export type CommonBody = z.infer<typeof Common>
+
+/** OpenAI's defaults; a seed is drawn where none is given. */
+export function samplingOf(body: CommonBody): SamplingParams {
+  return {
+    temperature: body.temperature ?? 1,
+    topK: Math.max(body.top_k ?? 0, 0),
+    topP: body.top_p ?? 1,
+    minP: body.min_p ?? 0,
+    repetitionPenalty: body.repetition_penalty ?? 1,
+    presencePenalty: body.presence_penalty ?? 0,
+    frequencyPenalty: body.frequency_penalty ?? 0,
+    logitBias: new Map(Object.entries(body.logit_bias ?? {}).map(([id, bias]) => [Number(id), bias])),
+    seed: body.seed ?? crypto.getRandomValues(new Uint32Array(1))[0],
+  }
+}
+
+export function stopsOf({ stop }: CommonBody): string[] {
+  return [stop ?? []].flat()
+}
+
+/**
+ * Reads and checks the body of a request.
+ *
+ * JSON must be declared as such: a browser then asks for leave (CORS) before another site's page can make this server
+ * work, which it would not for a form.
+ *
+ * @throws ApiError `unsupported_media_type`, `invalid_request` with the first malformed field as `param`
+ */
+export async function readBody<T>(c: Context, schema: z.ZodType<T>): Promise<T> {
+  const type = c.req.header('Content-Type')?.split(';')[0].trim().toLowerCase()
+  if (type !== 'application/json') {
+    throw new ApiError(
+      'unsupported_media_type',
+      'send JSON, with the header "Content-Type: application/json"',
+    )
+  }
+  let json: unknown
+  try {
+    json = JSON.parse(await c.req.text())
+  } catch (cause) {
+    throw new ApiError('invalid_request', 'the body is not JSON', { cause })
+  }
+  const parsed = schema.safeParse(json)
+  if (parsed.success) return parsed.data
+  const { path, message } = parsed.error.issues[0]
+  if (path.length === 0) throw new ApiError('invalid_request', message)
+  const param = fieldName(path)
+  throw new ApiError('invalid_request', `${param}: ${message}`, { param })
+}
+
+/** `['messages', 0, 'content']` → `messages[0].content` */
+function fieldName(path: readonly PropertyKey[]): string {
+  return path
+    .map((key, i) => (typeof key === 'number' ? `[${key}]` : i === 0 ? String(key) : `.${String(key)}`))
+    .join('')
+}
