@@ -45,7 +45,8 @@ export function start(command: string, args: readonly string[], env: Record<stri
   }
   const exit = new Promise<number | null>((resolve, reject) => {
     child.once('error', reject)
-    child.once('close', (code) => {
+    // Not `close`, which waits for whoever else holds its output open.
+    child.once('exit', (code) => {
       ended = true
       changed()
       resolve(code)
@@ -82,7 +83,7 @@ export function start(command: string, args: readonly string[], env: Record<stri
   }
 }
 
-interface Process {
+export interface Process {
   readonly pid: number
   readonly parent: number
   readonly command: string

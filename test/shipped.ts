@@ -1,15 +1,15 @@
 /**
  * @module
  * The model that ships, put where servers read it: a local R2 bucket and a directory. A global set-up of the parts that
- * start servers (vitest.config.ts), so that each part does it once; the folder goes away with it.
+ * start servers (vitest.config.ts): each gets a fresh copy, which goes away with it.
  */
-import { mkdtemp, rm } from 'node:fs/promises'
+import { cp, mkdtemp, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { openPackDirectory } from '@sparsedge/weights-tool/pack-directory'
 import { directoryTarget } from '@sparsedge/weights-tool/push/directory'
 import { push } from '@sparsedge/weights-tool/push/push'
-import { pushLocal } from '@sparsedge/weights-tool/push/seed'
+import { seedLocal } from '@sparsedge/weights-tool/push/seed'
 import type { TestProject } from 'vitest/node'
 import { ROOT } from './processes.ts'
 
@@ -27,12 +27,16 @@ declare module 'vitest' {
 /** The model as the repository holds it. */
 export const openShipped = () => openPackDirectory(join(ROOT, 'models', MODEL))
 
+/** Filling a bucket takes ten seconds, copying a filled one takes one: it is kept, and nobody but this file touches it. */
+const FILLED = join(ROOT, '.wrangler', 'test-state')
+
 export default async function setup(project: TestProject): Promise<() => Promise<void>> {
   const folder = await mkdtemp(join(tmpdir(), 'sparsedge-shipped-'))
   const [state, directory] = [join(folder, 'state'), join(folder, 'directory')]
   const pack = await openShipped()
   await push(pack, directoryTarget(directory))
-  await pushLocal(pack, { root: ROOT, state })
+  await seedLocal(pack.path, { root: ROOT, state: FILLED })
+  await cp(FILLED, state, { recursive: true })
   project.provide('state', state)
   project.provide('directory', directory)
   return () => rm(folder, { recursive: true, force: true })

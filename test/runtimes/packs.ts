@@ -19,9 +19,8 @@ const TINY: readonly TinyPackOptions[] = [
 ]
 
 export const TASKS: readonly ProbeTask[] = [
-  ...TINY.map(({ name = '' }) => ({ model: name, prompt: [1, 5, 9, 20, 33], steps: 24 })),
-  // "The capital of France is"
-  { model: MODEL, prompt: [504, 3575, 282, 4649, 314], steps: 24 },
+  ...TINY.map(({ name = '' }) => ({ model: name, prompt: 'one and two', steps: 24 })),
+  { model: MODEL, prompt: 'The capital of France is', steps: 24 },
 ]
 
 /** Adds the tiny packs to a directory and to the bucket in wrangler's state. */

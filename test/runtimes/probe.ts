@@ -3,14 +3,14 @@
  * What every runtime runs: the same packs, the same tokens, greedily, on the plain and on the relaxed kernels. It hashes
  * the raw bits of each step's logits, so that one bit of difference between two machines shows, and the step it began at.
  */
+import { createEngine } from '@sparsedge/engine'
+import type { Backend } from '@sparsedge/engine/backends/backend'
 import { supportsRelaxedSimd, type WasmModules, wasmBackend } from '@sparsedge/engine/backends/wasm/index'
-import { parseManifest } from '@sparsedge/engine/pack/manifest'
 import type { ShardStore } from '@sparsedge/engine/store/store'
-import { verified } from '@sparsedge/engine/store/verified'
 
 export interface ProbeTask {
   readonly model: string
-  readonly prompt: readonly number[]
+  readonly prompt: string
   /** Tokens to generate. */
   readonly steps: number
 }
@@ -21,7 +21,7 @@ export interface ProbeResult {
   readonly backend: string
   /** SHA-256 of the logits' bytes after the prompt and after every token but the last. */
   readonly logits: readonly string[]
-  readonly tokens: readonly number[]
+  readonly text: string
 }
 
 /** Runs each task on each of the builds that this runtime can compile. */
@@ -38,20 +38,35 @@ export async function probe(
   return results
 }
 
-async function probeOne(store: ShardStore, modules: WasmModules, task: ProbeTask): Promise<ProbeResult> {
-  const manifest = parseManifest(await store.manifest(task.model))
-  const backend = await wasmBackend({ modules, contextTokens: 256 })({ manifest, store: verified(store) })
-  const tokens: number[] = []
+async function probeOne(
+  store: ShardStore,
+  modules: WasmModules,
+  { model, prompt, steps }: ProbeTask,
+): Promise<ProbeResult> {
+  const create = wasmBackend({ modules, contextTokens: 256 })
+  let building: Promise<Backend> | undefined
+  const engine = await createEngine({
+    store,
+    model,
+    backend: (pack, signal) => {
+      building = create(pack, signal)
+      return building
+    },
+  })
+  const backend = await building
+  if (!backend) throw new Error('createEngine built no backend')
   const logits: string[] = []
-  const sequence = backend.open(task.prompt.length + task.steps)
-  for (let next = Int32Array.from(task.prompt); tokens.length < task.steps; ) {
+  const tokens: number[] = []
+  let next = Int32Array.from(engine.tokenize(prompt))
+  const sequence = backend.open(next.length + steps)
+  while (tokens.length < steps) {
     const scores = await backend.step(sequence, next)
     logits.push(await sha256(scores))
     tokens.push(largest(scores))
     next = Int32Array.of(tokens[tokens.length - 1])
   }
   sequence.close()
-  return { model: task.model, backend: backend.name, logits, tokens }
+  return { model, backend: backend.name, logits, text: engine.detokenize(tokens) }
 }
 
 async function sha256(scores: Float32Array): Promise<string> {
