@@ -24,5 +24,5 @@ it('expects what the reference expects: mean divergence below 6e-3', async () =>
   expect(divergences.length).toBeGreaterThanOrEqual(512)
   expect(mean(divergences)).toBeLessThan(6e-3)
   // Also catches a golden of another pack, however alike the two may be.
-  expect(agreeing / divergences.length).toBeGreaterThan(0.95)
+  expect(agreeing / divergences.length).toBeGreaterThan(0.9)
 })
