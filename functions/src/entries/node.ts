@@ -15,6 +15,8 @@ const server = serve({ fetch: app.fetch, hostname, port }, ({ port }) =>
 for (const signal of ['SIGINT', 'SIGTERM'] as const) {
   process.once(signal, () => {
     server.close()
+    // A connection that falls idle from now on is not kept for another request.
+    if ('keepAliveTimeout' in server) server.keepAliveTimeout = 1
     process.once(signal, () => process.exit(1))
   })
 }
