@@ -10,6 +10,7 @@ import { memoryStore } from '@sparsedge/engine/store/memory'
 import { pack } from '@sparsedge/weights-tool/pack'
 import { expect, it } from 'vitest'
 import { tinySource } from '../fixtures/tiny.ts'
+import { tinyTokenizer } from '../fixtures/tiny-tokenizer.ts'
 import { logitsOf, MODULES, tinyTokens } from './wasm.ts'
 
 const LOUDNESS = 4
@@ -30,7 +31,7 @@ async function loudPack(embedding: 'q4' | 'q8') {
     {
       name: 'loud',
       layouts: { embedding, attention: 'q8', experts: 'q8' },
-      text: { tokenizer: new TextEncoder().encode('{}') },
+      text: { tokenizer: new TextEncoder().encode(JSON.stringify(tinyTokenizer())) },
       provenance: { source: 'random', licence: 'Apache-2.0', tool: 'test' },
     },
     async ({ bytes }) => {
