@@ -1,6 +1,6 @@
 /**
  * @module
- * Other processes: started in a group of their own, watched until they say what they should, and gone afterwards.
+ * Other processes: started, watched until they say what they should, and gone afterwards.
  */
 import { type ChildProcess, execFile, spawn } from 'node:child_process'
 import { createServer } from 'node:net'
@@ -29,8 +29,10 @@ export function start(command: string, args: readonly string[], env: Record<stri
     cwd: ROOT,
     env: { ...process.env, NO_COLOR: '1', ...env, PATH: `${BIN}${delimiter}${process.env.PATH}` },
     stdio: ['ignore', 'pipe', 'pipe'],
-    detached: true,
   })
+  // A test that is interrupted takes what it started with it.
+  const orphaned = () => child.kill()
+  process.once('exit', orphaned)
   let output = ''
   let ended = false
   const listeners = new Set<() => void>()
@@ -47,6 +49,7 @@ export function start(command: string, args: readonly string[], env: Record<stri
     child.once('error', reject)
     // Not `close`, which waits for whoever else holds its output open.
     child.once('exit', (code) => {
+      process.off('exit', orphaned)
       ended = true
       changed()
       resolve(code)

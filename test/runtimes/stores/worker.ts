@@ -38,8 +38,8 @@ export interface SetUpTask {
 export interface AcquireTask {
   readonly layer: number
   readonly routed: readonly number[]
-  /** Answers before the experts have come, so that the request ends over its fetches. */
-  readonly leave?: boolean
+  /** Answers after so many milliseconds, though the experts have not come: the request ends over its fetches. */
+  readonly leaveAfter?: number
 }
 
 export interface AcquireResult {
@@ -82,20 +82,23 @@ const handlers: Record<string, (task: never, bucket: R2Bucket) => Promise<unknow
     return {}
   },
 
-  '/acquire': async ({ layer, routed, leave }: AcquireTask): Promise<AcquireResult> => {
+  '/acquire': async ({ layer, routed, leaveAfter }: AcquireTask): Promise<AcquireResult> => {
     const usage = new ExpertUsage()
     const acquired = residency.acquire(layer, Uint16Array.from(routed), routed.length, usage)
-    const result = leave ? {} : await acquired?.then(() => ({}), failure)
+    const result = await (leaveAfter === undefined ? acquired?.then(() => ({}), failure) : sleep(leaveAfter))
     residency.release(layer)
     const { resident, capacity } = residency
     return { resident, capacity, hits: usage.hits, misses: usage.misses, ...result }
   },
 
-  '/prefetch': async ({ layer, routed }: AcquireTask) => {
+  '/prefetch': async ({ layer, routed, leaveAfter = 0 }: AcquireTask) => {
     residency.prefetch(layer, Uint16Array.from(routed), routed.length, new ExpertUsage())
+    await sleep(leaveAfter)
     return {}
   },
 }
+
+const sleep = (milliseconds: number) => new Promise<void>((done) => setTimeout(done, milliseconds))
 
 function failure(error: unknown) {
   if (!(error instanceof SparsedgeError)) throw error
