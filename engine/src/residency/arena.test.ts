@@ -333,6 +333,22 @@ describe('acquire', () => {
 })
 
 // Any sequence of steps, guesses, cancellations and answers, good and bad, in any order.
+test('experts that are always on, in an arena that lacks a few slots, are not fetched anew in every pass', async () => {
+  const lacking = 4
+  const { residency, usage } = setUp(LAYERS * EXPERTS - lacking, pack.store)
+  const all = Uint16Array.from({ length: EXPERTS }, (_, i) => i)
+  const passes = 10
+  for (let pass = -1; pass < passes; pass++) {
+    if (pass === 0) usage.misses = 0
+    for (let layer = 0; layer < LAYERS; layer++) {
+      await residency.acquire(layer, all, EXPERTS, usage)
+      residency.release(layer)
+    }
+  }
+  // As many must miss as lack a slot; what a scan evicts right before its use would be all of them.
+  expect(usage.misses / passes).toBeLessThanOrEqual(2 * lacking)
+})
+
 describe('whatever happens', () => {
   const layer = fc.nat(LAYERS - 1)
   const subset = fc

@@ -1,7 +1,7 @@
 /**
  * @module
  * Residency in an arena: a fixed region of memory, cut into slots that each hold one expert. Fetches what is missing,
- * evicts what is used least, and never lets a byte be seen that was not verified.
+ * evicts what is needed last, and never lets a byte be seen that was not verified.
  */
 import { SparsedgeError, throwIfCancelled } from '../errors.ts'
 import type { Manifest } from '../pack/manifest.ts'
@@ -9,13 +9,13 @@ import type { ShardStore } from '../store/store.ts'
 import { verified } from '../store/verified.ts'
 import { type Flight, Flights } from './flights.ts'
 import { Load } from './load.ts'
-import { bundlePays, Frequency } from './policy.ts'
+import { bundlePays, Forecast } from './policy.ts'
 import type { Residency } from './residency.ts'
 import { Slots } from './slots.ts'
 import type { ExpertUsage } from './usage.ts'
 
-/** Tokens after which the use of an expert counts half. */
-const HALF_LIFE_TOKENS = 64
+/** Passes through the model after which the use of an expert counts half. */
+const HALF_LIFE_PASSES = 64
 
 export interface ArenaOptions {
   readonly manifest: Manifest
@@ -65,7 +65,7 @@ class Arena implements ArenaResidency {
   readonly slots: Int32Array
   readonly #manifest: Manifest
   readonly #store: ShardStore
-  readonly #frequency: Frequency
+  readonly #forecast: Forecast
   readonly #table: Slots
   readonly #flights = new Flights()
 
@@ -73,8 +73,8 @@ class Arena implements ArenaResidency {
     const { layers, experts } = manifest.config
     this.#manifest = manifest
     this.#store = verified(store)
-    this.#frequency = new Frequency(layers * experts, HALF_LIFE_TOKENS * layers)
-    this.#table = new Slots(arena, slotBytes, capacity, layers * experts, this.#frequency)
+    this.#forecast = new Forecast(layers, experts, HALF_LIFE_PASSES)
+    this.#table = new Slots(arena, slotBytes, capacity, layers * experts, this.#forecast)
     this.slots = this.#table.of
   }
 
@@ -94,9 +94,9 @@ class Arena implements ArenaResidency {
     signal?: AbortSignal,
   ): undefined | Promise<void> {
     const row = layer * this.#manifest.config.experts
-    this.#frequency.tick()
+    this.#forecast.visit(layer)
     for (let i = 0; i < count; i++) {
-      this.#frequency.use(row + routed[i])
+      this.#forecast.use(row + routed[i])
       this.#table.pin(row + routed[i])
     }
     const missing = this.#countMissing(row, routed, count)

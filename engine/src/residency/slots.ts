@@ -4,7 +4,7 @@
  * layer · experts + expert.
  */
 import type { Flight } from './flights.ts'
-import type { Frequency } from './policy.ts'
+import type { Forecast } from './policy.ts'
 
 const NONE = -1
 
@@ -24,7 +24,7 @@ export class Slots {
 
   readonly #memory: Uint8Array<ArrayBuffer>
   readonly #slotBytes: number
-  readonly #frequency: Frequency
+  readonly #forecast: Forecast
   /** Key that a slot holds; -1 while it is free or taken. */
   readonly #holder: Int32Array
   readonly #free: number[]
@@ -36,13 +36,13 @@ export class Slots {
     slotBytes: number,
     capacity: number,
     keys: number,
-    frequency: Frequency,
+    forecast: Forecast,
   ) {
     this.of = new Int32Array(keys).fill(NONE)
     this.coming = new Array(keys).fill(undefined)
     this.#memory = memory
     this.#slotBytes = slotBytes
-    this.#frequency = frequency
+    this.#forecast = forecast
     this.#holder = new Int32Array(capacity).fill(NONE)
     this.#free = Array.from({ length: capacity }, (_, i) => capacity - 1 - i)
     this.#pins = new Uint8Array(keys)
@@ -76,18 +76,18 @@ export class Slots {
     return this.#free.pop() ?? NONE
   }
 
-  /** A slot, now taken: a free one, or that of the unpinned expert used least; -1 if there is neither. */
+  /** A slot, now taken: a free one, or that of the unpinned expert needed last; -1 if there is neither. */
   take(): number {
     const free = this.takeFree()
     if (free !== NONE) return free
     let victim = NONE
-    let least = Number.POSITIVE_INFINITY
+    let longest = Number.NEGATIVE_INFINITY
     for (let slot = 0; slot < this.#holder.length; slot++) {
       const key = this.#holder[slot]
       if (key === NONE || this.#pins[key] === 1) continue
-      const frequency = this.#frequency.of(key)
-      if (frequency < least) {
-        least = frequency
+      const wait = this.#forecast.wait(key)
+      if (wait > longest) {
+        longest = wait
         victim = slot
       }
     }
