@@ -44,7 +44,11 @@ async function main() {
   await checkPortIsFree()
   if (missingPackages() > 0) {
     console.log('Installing packages (npm ci) …')
-    await run('npm', ['ci', '--no-audit', '--no-fund'], 'npm ci failed: is the registry reachable?')
+    await run(
+      'npm',
+      ['ci', '--no-audit', '--no-fund', '--loglevel=error'],
+      'npm ci failed: is the registry reachable?',
+    )
   }
   if (!existsSync(join(BIN, 'node')) && Number.parseInt(process.versions.node, 10) < 24) {
     throw new Error(

@@ -32,7 +32,7 @@ const count = { passed: 0, failed: 0 }
 const lines = []
 
 if (!existsSync(join(ROOT, 'node_modules', '.package-lock.json'))) {
-  await part('install', () => required('npm', ['ci', '--no-audit', '--no-fund']))
+  await part('install', () => required('npm', ['ci', '--no-audit', '--no-fund', '--loglevel=error']))
 }
 await part('build', () => required('npm', ['run', '--silent', 'build']))
 for (const name of only) await part(name, name === 'checks' ? checks : () => tests(name))

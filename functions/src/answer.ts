@@ -13,6 +13,9 @@ import type { CommonBody } from './schema.ts'
 import type { Service } from './service.ts'
 import { timingsOf, usageOf } from './usage.ts'
 
+/** How long a failed stream waits for its client to take the error. */
+const LAST_WORD_MS = 5000
+
 /** How an endpoint words its answer. */
 export interface Format {
   readonly idPrefix: string
@@ -125,6 +128,8 @@ async function streamed(
   } catch (error) {
     // Frees the sequence before anything else is awaited.
     await events.return(undefined)
-    await send(JSON.stringify(describe(error, requestId).body))
+    // A client that has not read so far may never read this.
+    const patience = AbortSignal.timeout(LAST_WORD_MS)
+    await abortable(send(JSON.stringify(describe(error, requestId).body)), patience).catch(() => {})
   }
 }

@@ -132,7 +132,7 @@ describe('models', () => {
 
   test('that are not served are 404', async () => {
     const { app, post } = await tinyApp()
-    const error = { code: 'unknown_model', type: 'not_found_error', param: 'model' }
+    const error = { code: 'model_not_found', type: 'not_found_error', param: 'model' }
     for (const response of [
       await app.request('/v1/models/gpt'),
       await post('/v1/chat/completions', { ...CHAT, model: 'gpt' }),

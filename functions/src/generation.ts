@@ -4,7 +4,8 @@
  */
 import type { Engine } from '@sparsedge/engine'
 import { abortable } from '@sparsedge/engine/abortable'
-import type { GenerateEvent, GenerateRequest } from '@sparsedge/engine/request'
+import { SparsedgeError } from '@sparsedge/engine/errors'
+import type { GenerateEvent, GenerateRequest, Prompt } from '@sparsedge/engine/request'
 import { ApiError } from './middleware/errors.ts'
 import type { Limits } from './service.ts'
 
@@ -53,9 +54,19 @@ function checkAgainst(engine: Engine, { prompt, sampling }: GenerateRequest, lim
       param: 'logit_bias',
     })
   }
-  const tokens = engine.tokenCount(prompt)
+  const param = 'messages' in prompt ? 'messages' : 'prompt'
+  const tokens = countTokens(engine, prompt, param)
   if (tokens > limits.promptTokens) {
     const message = `the prompt has ${tokens} tokens, this server takes up to ${limits.promptTokens}`
-    throw new ApiError('prompt_too_long', message, { param: 'messages' in prompt ? 'messages' : 'prompt' })
+    throw new ApiError('prompt_too_long', message, { param })
+  }
+}
+
+/** The engine refuses prompts that are empty or longer than its memory; the caller is told which field that was. */
+function countTokens(engine: Engine, prompt: Prompt, param: string): number {
+  try {
+    return engine.tokenCount(prompt)
+  } catch (cause) {
+    throw cause instanceof SparsedgeError ? new ApiError(cause.code, cause.message, { param, cause }) : cause
   }
 }

@@ -53,12 +53,12 @@ export class Service {
     this.#keepAlive = keepAlive
   }
 
-  /** @throws ApiError `unknown_model` */
+  /** @throws ApiError `model_not_found` */
   model(name: string | null | undefined): ServedModel {
     const model = name == null ? this.models[0] : this.models.find((served) => served.name === name)
     if (!model) {
       const known = this.models.map((served) => served.name).join(', ')
-      throw new ApiError('unknown_model', `there is no model "${name}" here, only: ${known}`, {
+      throw new ApiError('model_not_found', `there is no model "${name}" here, only: ${known}`, {
         param: 'model',
       })
     }

@@ -112,7 +112,7 @@ describe.each([
   test('what cannot be served is refused by name', async () => {
     const client = clientOf(server)
     const asking = (change: object) => client.chat.completions.create({ ...QUESTION, ...change })
-    await expect(asking({ model: 'other' })).rejects.toMatchObject({ status: 404, code: 'unknown_model' })
+    await expect(asking({ model: 'other' })).rejects.toMatchObject({ status: 404, code: 'model_not_found' })
     await expect(asking({ temperature: 3 })).rejects.toMatchObject({ status: 400, param: 'temperature' })
     const long = [{ role: 'user', content: 'word '.repeat(5000) }]
     await expect(asking({ messages: long })).rejects.toMatchObject({ status: 400, code: 'prompt_too_long' })

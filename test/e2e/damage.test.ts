@@ -69,7 +69,7 @@ describe('a manifest', () => {
       code: 'manifest_malformed',
       change: text((json) => json.replace(/"layers":\s*30\b/, '"layers": 31')),
     },
-    { fault: 'that is not there', status: 404, code: 'unknown_model', change: () => undefined },
+    { fault: 'that is not there', status: 500, code: 'unknown_model', change: () => undefined },
   ])('$fault', async ({ status, code, change }) => {
     await whileChanged([manifestKey(MODEL)], change, () => expectRefusal(status, code))
   })

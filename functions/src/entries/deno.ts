@@ -1,8 +1,7 @@
 /**
  * @module
- * Deno: `MODEL=… STORE=… deno run --allow-env --allow-net --allow-read functions/src/entries/deno.ts`, to which
- * `--unstable-no-legacy-abort` may be added: without it Deno fires a request's signal also when its answer has been sent,
- * which is harmless here, and says so once.
+ * Deno: `MODEL=… STORE=… npm run serve:deno`. Its flag `--unstable-no-legacy-abort` is for a quiet start: without it Deno
+ * fires a request's signal also when its answer has been sent, which is harmless here, and says so once.
  */
 import { localApp } from './local.ts'
 

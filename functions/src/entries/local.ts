@@ -7,11 +7,13 @@
  * |---|---|
  * | `STORE` | a directory that `weights-tool push` wrote, or the http(s) address of one |
  * | `PORT`, `HOST` | default 8787 on localhost |
+ * | `MEMORY_MIB` | the most WebAssembly memory for trunk, experts, keys and values; default 2048, of which only what the model needs is taken |
  * | and those of settings.ts | |
  */
 import { readFile } from 'node:fs/promises'
 import { createEngine } from '@sparsedge/engine'
 import { supportsRelaxedSimd, type WasmModules, wasmBackend } from '@sparsedge/engine/backends/wasm/index'
+import { parseManifest } from '@sparsedge/engine/pack/manifest'
 import { fsStore } from '@sparsedge/engine/store/fs'
 import { httpStore } from '@sparsedge/engine/store/http'
 import type { Hono } from 'hono'
@@ -23,9 +25,16 @@ const Place = z.object({
   STORE: z.string().min(1),
   PORT: z.coerce.number().int().min(0).max(65_535).default(8787),
   HOST: z.string().default('localhost'),
+  MEMORY_MIB: z.preprocess(
+    (value) => value || undefined,
+    z.coerce.number().int().min(1).max(4095).default(2048),
+  ),
 })
 
-/** @throws Error where the environment is not set up, or the engine has not been built */
+/**
+ * @throws Error where the environment is not set up, or the engine has not been built; SparsedgeError where the store does
+ * not have the model
+ */
 export async function localApp(
   environment: Readonly<Record<string, string | undefined>>,
 ): Promise<{ app: Hono; hostname: string; port: number }> {
@@ -33,7 +42,10 @@ export async function localApp(
   const place = Place.safeParse(environment)
   if (!place.success) throw new Error(`the environment is not set up:\n${z.prettifyError(place.error)}`)
   const { MODEL: model, CONTEXT_TOKENS: contextTokens } = settings
-  const { STORE, HOST, PORT } = place.data
+  const { STORE, HOST, PORT, MEMORY_MIB } = place.data
+  const store = /^https?:/.test(STORE) ? httpStore(STORE) : fsStore(STORE)
+  // A server that was set up wrongly is told now, not its first client later.
+  parseManifest(await store.manifest(model))
   const modules = await readModules()
   const app = createApp({
     ...appSettings(settings),
@@ -41,9 +53,13 @@ export async function localApp(
     models: {
       [model]: () =>
         createEngine({
-          store: /^https?:/.test(STORE) ? httpStore(STORE) : fsStore(STORE),
+          store,
           model,
-          backend: wasmBackend({ modules, ...(contextTokens && { contextTokens }) }),
+          backend: wasmBackend({
+            modules,
+            memoryBytes: MEMORY_MIB * 2 ** 20,
+            ...(contextTokens && { contextTokens }),
+          }),
         }),
     },
   })

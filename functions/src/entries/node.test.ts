@@ -123,6 +123,9 @@ describe('the entry', () => {
     [{ MODEL: '' }, 'MODEL'],
     [{ STORE: '' }, 'STORE'],
     [{ PORT: 'x' }, 'PORT'],
+    [{ MEMORY_MIB: '9999' }, 'MEMORY_MIB'],
+    [{ MODEL: 'nobody' }, 'there is no model "nobody" in the fs store'],
+    [{ STORE: 'http://127.0.0.1:9/' }, 'the http store failed'],
   ])('does not start with %j, and says why', async (env, name) => {
     await expect(startEntry(env)).rejects.toThrow(name)
   })

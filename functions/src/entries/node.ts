@@ -1,6 +1,6 @@
 /**
  * @module
- * Node: `MODEL=… STORE=… node functions/src/entries/node.ts`
+ * Node: `MODEL=… STORE=… npm run serve:node`
  */
 import { serve } from '@hono/node-server'
 import { localApp } from './local.ts'

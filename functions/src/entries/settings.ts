@@ -25,7 +25,7 @@ export const Settings = z.object({
         .map((origin) => origin.trim())
         .filter((origin) => origin !== ''),
     ),
-  /** Tokens that one conversation can hold, prompt and answer; what they take is taken from the arena. */
+  /** Tokens, prompts and answers, of all conversations under way together; what they take is taken from the arena. */
   CONTEXT_TOKENS: optional(whole),
   /** The longest answer, in tokens. */
   MAX_TOKENS: optional(whole),

@@ -12,6 +12,7 @@ import type { ContentfulStatusCode } from 'hono/utils/http-status'
 export type ApiCode =
   | ErrorCode
   | 'invalid_api_key'
+  | 'model_not_found'
   | 'not_found'
   | 'method_not_allowed'
   | 'body_too_large'
@@ -77,11 +78,16 @@ const ANSWERS: Readonly<Record<ApiCode, Answer>> = {
   method_not_allowed: bad(405),
   invalid_api_key: { status: 401, type: 'authentication_error' },
   not_found: { status: 404, type: 'not_found_error' },
-  unknown_model: { status: 404, type: 'not_found_error' },
+  model_not_found: { status: 404, type: 'not_found_error' },
   queue_full: { status: 429, type: 'rate_limit_error', retryAfter: 2 },
   // Raised by the packer, never while serving.
   checkpoint_malformed: broken,
   checkpoint_unsupported: broken,
+  // The model that this server is set up to serve is not in its storage.
+  unknown_model: {
+    ...broken,
+    instead: 'the model of this server is not in its storage; its operator has to publish it',
+  },
   manifest_malformed: broken,
   manifest_version: broken,
   shard_hash_mismatch: broken,

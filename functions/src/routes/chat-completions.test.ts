@@ -155,7 +155,7 @@ describe('limits', () => {
     const content = 'x'.repeat(1000)
     const response = await post(PATH, { messages: [{ role: 'user', content }] })
     expect(response.status).toBe(400)
-    expect(await response.json()).toMatchObject({ error: { code: 'prompt_too_long' } })
+    expect(await response.json()).toMatchObject({ error: { code: 'prompt_too_long', param: 'messages' } })
     expect(watch).toMatchObject({ steps: 0, open: 0 })
   })
 

@@ -7,6 +7,12 @@ import { answer, type Format } from '../answer.ts'
 import { ChatBody, readBody, samplingOf, stopsOf } from '../schema.ts'
 import type { Service } from '../service.ts'
 
+/**
+ * Tokens of an answer whose length nobody names. A sequence holds its memory from the start, so that an answer, once
+ * begun, is never broken off; were this all that is left, one chat would keep out all others.
+ */
+const DEFAULT_MAX_TOKENS = 256
+
 const FORMAT: Format = {
   idPrefix: 'chatcmpl-',
   object: 'chat.completion',
@@ -37,9 +43,8 @@ export function chatCompletions(service: Service): (c: Context) => Promise<Respo
     const { completionTokens } = service.limits
     const request = {
       prompt: { messages: body.messages },
-      // A chat ends when the model says so; without a wish there is only the server's limit.
       maxTokens: Math.min(
-        body.max_completion_tokens ?? body.max_tokens ?? completionTokens,
+        body.max_completion_tokens ?? body.max_tokens ?? DEFAULT_MAX_TOKENS,
         completionTokens,
       ),
       sampling: samplingOf(body),

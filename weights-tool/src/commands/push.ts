@@ -74,6 +74,10 @@ export function parseTarget({ to, endpoint }: PushFlags): Target {
   if (endpoint !== undefined) {
     throw new SparsedgeError('invalid_request', '--endpoint is for a target s3://bucket[/prefix]')
   }
+  if (to.startsWith('s3://')) {
+    const message = `--to ${to}: a bucket's name has 3 to 63 lower-case letters, digits, dots and hyphens`
+    throw new SparsedgeError('invalid_request', message)
+  }
   if (/^[a-z0-9+.-]+:\/\//i.test(to)) {
     throw new SparsedgeError(
       'invalid_request',
