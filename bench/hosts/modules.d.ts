@@ -1,0 +1,5 @@
+/** Modules that wrangler compiles. */
+declare module '*.wasm' {
+  const module: WebAssembly.Module
+  export default module
+}
