@@ -91,3 +91,30 @@ describe('protect', () => {
     expect(() => tokens(...many)).toThrow(expect.objectContaining({ code: 'manifest_malformed' }))
   })
 })
+
+describe('many and long tokens', () => {
+  const hostile = (content: (i: number) => string, count: number) =>
+    tokens(...Array.from({ length: count }, (_, id) => ({ id, content: content(id) })))
+
+  it.each([
+    ['that differ late', (i: number) => `<${'y'.repeat(250)}${i}`],
+    ['full of blanks', (i: number) => `<${' '.repeat(250)}${i}`],
+  ])('%s are found and guarded against in no time', (_, content) => {
+    // With one alternative of a regular expression per token, either of these took minutes.
+    const it = hostile(content, 250)
+    const text = `<${' '.repeat(249)}`.repeat(1000) + '<'.repeat(50_000)
+    expect(it.restore(it.protect(text))).toBe(text)
+    expect(it.split(text)).toEqual([text])
+    expect(it.split(`${text}${content(7)}`)).toEqual([text, 7])
+  })
+
+  it('are refused where they take more memory than any model needs', () => {
+    expect(() => hostile((i) => `<${'y'.repeat(250)}${i}`, 300)).toThrow(
+      expect.objectContaining({ code: 'manifest_malformed' }),
+    )
+  })
+
+  it('hold no half characters, which stand for others', () => {
+    expect(AddedToken.safeParse({ id: 1, content: '\udc00' }).success).toBe(false)
+  })
+})

@@ -8,7 +8,11 @@ import { SparsedgeError } from '../errors.ts'
 
 export const AddedToken = z.object({
   id: z.int().nonnegative(),
-  content: z.string().min(1).max(256),
+  content: z
+    .string()
+    .min(1)
+    .max(256)
+    .refine((content) => content.isWellFormed(), 'holds half a character'),
   /** Matched only between non-letters. No model in reach uses it. */
   single_word: z.literal(false).default(false),
   /** White space before (after) the token goes with it. */
@@ -19,6 +23,9 @@ export const AddedToken = z.object({
 })
 export type AddedToken = z.infer<typeof AddedToken>
 
+/** Code units of all tokens together; Llama 3's 256 have some 7,000. */
+const MAX_UNITS = 1 << 16
+
 /**
  * Stand-ins for protected characters are lone low surrogates. No well-formed text holds one, so that they can pass through
  * any template between protection and encoding and still mean only this.
@@ -27,45 +34,49 @@ const STAND_IN = 0xdc00
 const STAND_INS = 0x400
 const LONE_LOW_SURROGATE = /[\uDC00-\uDFFF]/gu
 
+/** All tokens that begin with the same code units; the root's begin with none. */
+interface Branch {
+  readonly next: Map<number, Branch>
+  /** The token that ends here. */
+  token: AddedToken | undefined
+}
+
 export class AddedTokens {
   readonly byId: ReadonlyMap<number, AddedToken>
-  /** Any token, the longest first; undefined where there is none. */
-  readonly #any: RegExp | undefined
+  /** UTF-16 code units of the longest token. */
+  readonly longest: number
   readonly #byContent: ReadonlyMap<string, AddedToken>
-  /** A character with which a token begins that protected text must not hold. */
-  readonly #beginning: RegExp | undefined
-  /** What the stand-ins stand for. */
+  readonly #all: Branch
+  /** Those that protected text must not hold. */
+  readonly #guarded: Branch
+  /** What the stand-ins stand for: the characters with which a guarded token begins. */
   readonly #firsts: readonly string[]
 
-  /** @throws SparsedgeError `manifest_malformed` for more first characters than there are stand-ins */
+  /** @throws SparsedgeError `manifest_malformed` for more text, or more first characters, than is taken */
   constructor(tokens: readonly AddedToken[]) {
+    const units = tokens.reduce((sum, { content }) => sum + content.length, 0)
+    if (units > MAX_UNITS)
+      throw malformed(`the added tokens have ${units} characters together; up to ${MAX_UNITS} are taken`)
     this.byId = new Map(tokens.map((token) => [token.id, token]))
     this.#byContent = new Map(tokens.map((token) => [token.content, token]))
-    const contents = longestFirst(tokens.map((token) => token.content))
-    this.#any = contents.length > 0 ? new RegExp(contents.map(literal).join('|'), 'gu') : undefined
+    this.longest = Math.max(0, ...tokens.map(({ content }) => content.length))
+    this.#all = tree(tokens)
     // Runs of white space are vocabulary, not control, and trimming a message must go on working.
-    const guarded = contents.filter((content) => content.trim() !== '')
-    this.#beginning =
-      guarded.length > 0 ? new RegExp(`(?=${guarded.map(beginningOf).join('|')}).`, 'gsu') : undefined
-    this.#firsts = [...new Set(guarded.map((content) => [...content][0]))]
+    const guarded = tokens.filter(({ content }) => content.trim() !== '')
+    this.#guarded = tree(guarded)
+    this.#firsts = [...new Set(guarded.map(({ content }) => firstOf(content, 0)))]
     if (this.#firsts.length > STAND_INS) {
-      throw new SparsedgeError(
-        'manifest_malformed',
+      throw malformed(
         `the added tokens begin with ${this.#firsts.length} characters; ${STAND_INS} can be told apart`,
       )
     }
-  }
-
-  /** UTF-16 code units of the longest token. */
-  get longest(): number {
-    return Math.max(0, ...Array.from(this.#byContent.keys(), (content) => content.length))
   }
 
   idOf(content: string): number | undefined {
     return this.#byContent.get(content)?.id
   }
 
-  /** Cuts text at added tokens: strings are ordinary text, numbers are ids. */
+  /** Cuts text at added tokens, the longest that begins first: strings are ordinary text, numbers are ids. */
   split(text: string): (string | number)[] {
     const parts: (string | number)[] = []
     let start = 0
@@ -76,12 +87,16 @@ export class AddedTokens {
       if (lstrip) piece = piece.trimEnd()
       if (piece !== '') parts.push(piece)
     }
-    for (const match of this.#any ? text.matchAll(this.#any) : []) {
-      const token = this.#byContent.get(match[0])
-      if (!token) continue
-      ordinary(match.index, token.lstrip)
+    for (let at = 0; at < text.length; ) {
+      const token = longestAt(text, at, this.#all)
+      if (!token) {
+        at += 1
+        continue
+      }
+      ordinary(at, token.lstrip)
       parts.push(token.id)
-      start = match.index + token.content.length
+      at += token.content.length
+      start = at
       strip = token.rstrip
     }
     ordinary(text.length, false)
@@ -94,10 +109,21 @@ export class AddedTokens {
    */
   protect(text: string): string {
     const wellFormed = text.toWellFormed()
-    if (!this.#beginning) return wellFormed
-    return wellFormed.replace(this.#beginning, (first) =>
-      String.fromCharCode(STAND_IN + this.#firsts.indexOf(first)),
-    )
+    // A template may trim what ends a text.
+    const end = wellFormed.trimEnd().length
+    let safe = ''
+    let start = 0
+    for (let at = 0; at < wellFormed.length; ) {
+      if (!beginsAt(wellFormed, at, end, this.#guarded)) {
+        at += 1
+        continue
+      }
+      const first = firstOf(wellFormed, at)
+      safe += wellFormed.slice(start, at) + String.fromCharCode(STAND_IN + this.#firsts.indexOf(first))
+      at += first.length
+      start = at
+    }
+    return safe + wellFormed.slice(start)
   }
 
   /** Undoes {@link protect} in a piece that has been split. */
@@ -106,15 +132,46 @@ export class AddedTokens {
   }
 }
 
-/** Matches where a token begins, or where the text (but for white space, which a template may trim) ends within one. */
-function beginningOf(content: string): string {
-  return [...content].reduceRight((rest, char) => `${literal(char)}(?:\\s*$|${rest})`, '')
+function tree(tokens: readonly AddedToken[]): Branch {
+  const root: Branch = { next: new Map(), token: undefined }
+  for (const token of tokens) {
+    let branch = root
+    for (let i = 0; i < token.content.length; i++) {
+      const unit = token.content.charCodeAt(i)
+      const next = branch.next.get(unit) ?? { next: new Map(), token: undefined }
+      branch.next.set(unit, next)
+      branch = next
+    }
+    branch.token = token
+  }
+  return root
 }
 
-function longestFirst(contents: string[]): string[] {
-  return contents.sort((a, b) => b.length - a.length)
+function longestAt(text: string, at: number, root: Branch): AddedToken | undefined {
+  let longest: AddedToken | undefined
+  let branch = root.next.get(text.charCodeAt(at))
+  for (let i = at + 1; branch; i++) {
+    longest = branch.token ?? longest
+    branch = branch.next.get(text.charCodeAt(i))
+  }
+  return longest
 }
 
-function literal(text: string): string {
-  return text.replace(/[\\^$.*+?()[\]{}|/]/g, '\\$&')
+/** Whether a whole token is at a place, or the beginning of one up to the text's `end`. */
+function beginsAt(text: string, at: number, end: number, root: Branch): boolean {
+  let branch = root.next.get(text.charCodeAt(at))
+  for (let i = at + 1; branch; i++) {
+    if (branch.token || i >= end) return true
+    branch = branch.next.get(text.charCodeAt(i))
+  }
+  return false
+}
+
+/** The character at a place. */
+function firstOf(text: string, at: number): string {
+  return String.fromCodePoint(text.codePointAt(at) ?? 0)
+}
+
+function malformed(message: string): SparsedgeError {
+  return new SparsedgeError('manifest_malformed', message)
 }

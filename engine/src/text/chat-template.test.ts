@@ -93,6 +93,9 @@ describe('what people write', () => {
   })
 })
 
+/** Leaves 600,000 letters in `ns.t`. */
+const LONG = `{% set ns = namespace(t='${'x'.repeat(600)}') %}{% for _ in range(1000) %}{% set ns.t = ns.t ~ '${'x'.repeat(600)}' %}{% endfor %}`
+
 describe('a template', () => {
   it('may refuse a chat, in its own words', () => {
     const source =
@@ -102,30 +105,59 @@ describe('a template', () => {
     )
   })
 
+  it('may join, indent and replace as real ones do', () => {
+    const source =
+      "{{ ['a', 'b'] | join(', ') }}|{{ 'a\\nb' | indent(4) }}|{{ messages[0].content.replace('l', '-') }}|" +
+      "{% filter replace('x', 'y') %}xx{% endfilter %}|{{ {'a': 1} | tojson(indent=2) }}|" +
+      `{{ nothing | default('${'long '.repeat(20)}') }}{% macro m(t) %}{{ t }}{% endmacro %}{{ m('${'long '.repeat(20)}') }}`
+    expect(text(template(source), user('hello'))).toBe(
+      `a, b|a\n    b|he--o|yy|{\n  "a": 1\n}|${'long '.repeat(40)}`,
+    )
+  })
+
+  it('is read in a time that does not grow with the square of its blanks', () => {
+    expect(() => template(`{{ 1 }}${' \n'.repeat(501)}`)).toThrow(/more than 1000 blanks/)
+    expect(text(template(`${' '.repeat(1000)}a`), user(''))).toBe(`${' '.repeat(1000)}a`)
+  })
+
   it.each(['{% if %}', '{{ "', '{% for x in y %}', '{% nonsense %}'])('%s is not one', (source) => {
     expect(() => template(source)).toThrow(expect.objectContaining({ code: 'manifest_malformed' }))
   })
 
   it.each([
-    ['calls what is not there', '{{ nothing() }}'],
+    ['calls what is not there', '{{ nothing() }}', /call/],
     [
       'loops for ever, nearly',
       '{% for i in range(9999) %}{% for j in range(9999) %}{% endfor %}{% endfor %}',
+      /steps/,
     ],
-    ['asks for too long a range', '{% for i in range(1000000000) %}{% endfor %}'],
-    ['asks for a range without end', '{% for i in range(0, 5, 0) %}{% endfor %}'],
+    ['asks for too long a range', '{% for i in range(1000000000) %}{% endfor %}', /range/],
+    ['asks for a range without end', '{% for i in range(0, 5, 0) %}{% endfor %}', /range/],
     [
       'doubles a text',
       `{% set ns = namespace(t='xx') %}{% for i in range(64) %}{% set ns.t = ns.t + ns.t %}{% endfor %}`,
+      /text is too long/,
     ],
     [
       'doubles a list',
       `{% set ns = namespace(t=[1, 2]) %}{% for i in range(64) %}{% set ns.t = ns.t + ns.t %}{% endfor %}`,
+      /list is too long/,
     ],
-    ['calls itself', '{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}'],
-  ])('that %s fails', (_, source) => {
+    ['joins with a long text', `{{ range(9999) | join('${'-'.repeat(65)}') | length }}`, /more than 64/],
+    ['joins a long text with itself', `${LONG}{{ [ns.t, ns.t] | join }}`, /text is too long/],
+    ['prints a list that grew', `${LONG}{% set l = [ns.t] %}{{ (l + l) ~ '' }}`, /text is too long/],
+    ['replaces by a long text', `${LONG}{{ ns.t.replace('x', ns.t[:65]) }}`, /more than 64/],
+    ['filters by it', `${LONG}{% filter replace('x', ns.t[:65]) %}xx{% endfilter %}`, /more than 64/],
+    ['hides what it calls', `${LONG}{% set f = ns.t.replace %}{{ f('x', ns.t) }}`, /only be called/],
+    ['computes what it calls', `${LONG}{% set f = 'replace' %}{{ ns.t[f]('x', ns.t) }}`, /only be called/],
+    ['indents far', `{{ 'a\nb' | indent(width=65) }}`, /more than 64/],
+    ['indents far in secret', `{{ 'a\nb' | indent(*[65]) }}`, /more than 64/],
+    ['writes wide JSON', '{{ [[1]] | tojson(indent=65) }}', /more than 64/],
+    ['hides a namespace', '{% set l = [namespace()] %}{{ l | tojson }}', /namespace/],
+    ['calls itself', '{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}', /not a function/],
+  ])('that %s fails', (_, source, message) => {
     expect(() => template(source).encode([user('hi')])).toThrow(
-      expect.objectContaining({ code: 'manifest_malformed' }),
+      expect.objectContaining({ code: 'manifest_malformed', message: expect.stringMatching(message) }),
     )
   })
 })

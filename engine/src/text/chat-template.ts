@@ -3,33 +3,10 @@
  * A chat as the one text that the model was trained to continue. The template is a Jinja program that comes with the
  * pack, so it runs under a budget; what people write is data, so none of it can end a message or begin another.
  */
-import * as jinja from '@huggingface/jinja'
 import { SparsedgeError } from '../errors.ts'
 import type { ChatMessage } from '../request.ts'
+import { BoundedInterpreter, Environment, MAX_ITEMS, type Node, parseTemplate } from './bounded-jinja.ts'
 import type { Tokenizer } from './tokenizer.ts'
-
-/** Evaluated nodes. Real templates take about a hundred a message. */
-const MAX_STEPS = 500_000
-/** Items of an array, code units of a string beyond what the messages hold. */
-const MAX_ITEMS = 10_000
-const MAX_TEXT = 1 << 20
-
-/** What is used of the library, whose own declarations do not resolve under Node's rules. */
-interface Environment {
-  set(name: string, value: unknown): unknown
-}
-interface Node {
-  /** Of a loop: what it runs over. */
-  readonly iterable?: Node
-  /** Of a filtered loop's iterable: the iterable proper. */
-  readonly lhs?: Node
-}
-interface Interpreter {
-  run(program: Node): { readonly value: unknown }
-  evaluate(node: Node | undefined, environment: Environment): { readonly value: unknown }
-}
-const Environment: new () => Environment = jinja.Environment
-const Interpreter: new (globals: Environment) => Interpreter = jinja.Interpreter
 
 export class ChatTemplate {
   readonly #program: Node
@@ -47,7 +24,7 @@ export class ChatTemplate {
     tokens: { readonly bosToken?: number | undefined; readonly eosTokens: readonly number[] },
   ) {
     try {
-      this.#program = jinja.parse(jinja.tokenize(source, { lstrip_blocks: true, trim_blocks: true }))
+      this.#program = parseTemplate(source)
     } catch (cause) {
       throw templateError(cause)
     }
@@ -82,39 +59,12 @@ export class ChatTemplate {
     environment.set('tools', null)
     environment.set('documents', null)
     try {
-      const text = new BoundedInterpreter(environment, MAX_TEXT + 4 * length).run(this.#program).value
+      const text = new BoundedInterpreter(environment, length).run(this.#program).value
       if (typeof text !== 'string') throw new TypeError('it does not give a text')
       return text
     } catch (cause) {
       throw templateError(cause)
     }
-  }
-}
-
-/** An interpreter that gives up where a hostile template would go on for ever. */
-class BoundedInterpreter extends Interpreter {
-  #steps = 0
-  /** What loops run over: every item of it counts as a step, since a loop with an empty body evaluates nothing. */
-  readonly #iterables = new Set<Node>()
-  readonly #maxText: number
-
-  constructor(environment: Environment, maxText: number) {
-    super(environment)
-    this.#maxText = maxText
-  }
-
-  override evaluate(node: Node | undefined, environment: Environment): { readonly value: unknown } {
-    const iterable = node?.iterable?.lhs ?? node?.iterable
-    if (iterable) this.#iterables.add(iterable)
-    const result = super.evaluate(node, environment)
-    const { value } = result
-    if (typeof value === 'string' && value.length > this.#maxText)
-      throw new RangeError('its text is too long')
-    const items = Array.isArray(value) ? value.length : value instanceof Map ? value.size : 0
-    if (items > MAX_ITEMS) throw new RangeError('its list is too long')
-    this.#steps += node && this.#iterables.has(node) ? 1 + items : 1
-    if (this.#steps > MAX_STEPS) throw new RangeError(`it takes more than ${MAX_STEPS} steps`)
-    return result
   }
 }
 
