@@ -12,7 +12,18 @@ import { layerAt, model } from './model.ts'
 import { project } from './projection.ts'
 import { normalise, quantise, recordBytes } from './record.ts'
 import { rotate } from './rope.ts'
-import { addScaledRows, clear, exp4, maxLanes, rounders, scaleRows, sumLanes, toIntegers } from './vector.ts'
+import {
+  addScaledRows,
+  clear,
+  exp4,
+  largerMagnitudes,
+  maxLanes,
+  rounders,
+  scaleRows,
+  scaleTo,
+  sumLanes,
+  toIntegers,
+} from './vector.ts'
 
 /** Largest magnitude of a query's components: headDim · 8191 · 127 stays below 2^31 up to a headDim of 2,064. */
 const QUERY_PEAK: f32 = 8191
@@ -143,9 +154,9 @@ function attend(layer: i32, kvHead: i32, rows: i32): void {
 function toShorts(from: usize, length: i32, to: usize): f32 {
   let top = f32x4.splat(0)
   for (let i: usize = 0; i < (<usize>length) << 2; i += 16)
-    top = f32x4.pmax(top, f32x4.abs(v128.load(from + i)))
+    top = largerMagnitudes(top, f32x4.abs(v128.load(from + i)))
   const peak = maxLanes(top)
-  const inverse = f32x4.splat(peak > 0 ? QUERY_PEAK / peak : 0)
+  const inverse = f32x4.splat(scaleTo(QUERY_PEAK, peak))
   const rounder = rounders()
   for (let i: usize = 0; i < (<usize>length) << 1; i += 16) {
     const low = toIntegers(v128.load(from + (i << 1)), inverse, rounder)
@@ -213,10 +224,13 @@ function storeScores(row: Row, at: usize, low: v128, high: v128, keyScales: usiz
   v128.store(to, f32x4.mul(f32x4.convert_i32x4_s(high), f32x4.mul(v128.load(keyScales, 16), scale)), 16)
 }
 
-/** Hides the scores after the row's own, up to the end of its last page, and finds the largest. */
+/**
+ * Hides the scores after the row's own, up to the end of its last page, and finds the largest. Nothing is below what hides
+ * them: where all of the row's own scores overflow, its weights become NaN and never another sequence's memory.
+ */
 function startWeighing(row: Row): void {
   for (let t = row.length; t & (PAGE_TOKENS - 1); t++)
-    store<f32>(row.scores + ((<usize>t) << 2), -f32.MAX_VALUE)
+    store<f32>(row.scores + ((<usize>t) << 2), f32.NEGATIVE_INFINITY)
   const end = row.scores + ((<usize>row.length) << 2)
   let top = v128.load(row.scores)
   for (let at = row.scores; at < end; at += 16) top = f32x4.pmax(top, v128.load(at))
@@ -241,14 +255,14 @@ function weigh(row: Row, position: i32, valueScales: usize): void {
   for (let i: usize = 0; i < (<usize>PAGE_TOKENS) << 2; i += 16) {
     const weight = exp4(f32x4.sub(v128.load(scores + i), peak))
     sum = f32x4.add(sum, weight)
-    // The scale of a token that is not there yet may be anything, even NaN.
-    const share = v128.and(f32x4.mul(weight, v128.load(valueScales + i)), f32x4.gt(weight, zero))
+    // The scale of a token that is not there yet may be anything, even NaN. A weight that is NaN is not 0.
+    const share = v128.and(f32x4.mul(weight, v128.load(valueScales + i)), f32x4.ne(weight, zero))
     v128.store(scores + i, share)
-    top = f32x4.pmax(top, share)
+    top = largerMagnitudes(top, share)
   }
   row.total += sumLanes(sum)
   const largest = maxLanes(top)
-  const inverse = f32x4.splat(largest > 0 ? SHARE_PEAK / largest : 0)
+  const inverse = f32x4.splat(scaleTo(SHARE_PEAK, largest))
   const rounder = rounders()
   for (let i: usize = 0; i < (<usize>PAGE_TOKENS) << 1; i += 16) {
     const low = toIntegers(v128.load(scores + (i << 1)), inverse, rounder)

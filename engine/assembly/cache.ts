@@ -10,7 +10,7 @@
  * end to end, a stream that the machine prefetches.
  */
 import { model } from './model.ts'
-import { maxLanes } from './vector.ts'
+import { largerMagnitudes, maxLanes, scaleTo } from './vector.ts'
 
 export const PAGE_TOKENS = 32
 
@@ -46,7 +46,7 @@ export function remember(layer: i32, kvHead: i32, position: i32, key: usize, val
 
   const keys = keysOf(layer, kvHead, position)
   const keyPeak = peak(key)
-  const keyInverse: f32 = keyPeak > 0 ? 127 / keyPeak : 0
+  const keyInverse = scaleTo(127, keyPeak)
   const keyCodes = keys + (token >>> 3) * (headDim << 3) + ((token & 7) << 1)
   for (let d: usize = 0; d < headDim; d++) {
     store<i8>(keyCodes + ((d >>> 1) << 4) + (d & 1), code(key + (d << 2), keyInverse))
@@ -55,7 +55,7 @@ export function remember(layer: i32, kvHead: i32, position: i32, key: usize, val
 
   const values = valuesOf(keys)
   const valuePeak = peak(value)
-  const valueInverse: f32 = valuePeak > 0 ? 127 / valuePeak : 0
+  const valueInverse = scaleTo(127, valuePeak)
   const valueCodes = values + (token >>> 1) * (headDim << 1) + (token & 1)
   for (let d: usize = 0; d < headDim; d++) {
     store<i8>(valueCodes + (d << 1), code(value + (d << 2), valueInverse))
@@ -71,6 +71,6 @@ function code(at: usize, inverse: f32): i8 {
 function peak(head: usize): f32 {
   let top = f32x4.splat(0)
   for (let i: usize = 0; i < (<usize>model.headDim) << 2; i += 16)
-    top = f32x4.pmax(top, f32x4.abs(v128.load(head + i)))
+    top = largerMagnitudes(top, f32x4.abs(v128.load(head + i)))
   return maxLanes(top)
 }

@@ -67,7 +67,7 @@ function assignRouted(layer: i32, expert: i32, count: i32): i32 {
   let at = gatesOf(layer) + ((<usize>expert) << 2)
   for (let t = 0; t < count; t++) {
     const weight = load<f32>(at)
-    if (weight > 0) assign(length++, t, weight)
+    if (weight !== 0) assign(length++, t, weight)
     at += (<usize>model.experts) << 2
   }
   return length

@@ -1,7 +1,8 @@
 /**
  * @module
  * Gates: from a token's hidden state to one weight per expert, 0 where the expert is off, and the union of the experts
- * that a chunk routes. The formulas are those of src/model/gate.ts.
+ * that a chunk routes. The formulas are those of src/model/gate.ts. A weight that is NaN is not 0: its expert runs, and
+ * what comes of it is NaN, rather than as if the gate had said no.
  */
 import { CHUNK, layerAt, model } from './model.ts'
 import { normalise, recordBytes } from './record.ts'
@@ -75,8 +76,7 @@ function scoreExperts(layer: i32, h: usize, z: usize): void {
 
 function clamp(z: usize, gates: usize): void {
   for (let e: usize = 0; e < (<usize>model.experts) << 2; e += 4) {
-    const weight = load<f32>(z + e)
-    store<f32>(gates + e, weight > 0 ? min<f32>(weight, 1) : 0)
+    store<f32>(gates + e, min<f32>(max<f32>(load<f32>(z + e), 0), 1))
   }
 }
 
@@ -96,7 +96,7 @@ function softmax(z: usize, gates: usize): void {
   for (let e = 0; e < experts; e++) {
     const at = gates + ((<usize>e) << 2)
     const p = load<f32>(at) / sum
-    const on = model.gateTop > 0 ? rank(z, e) < model.gateTop : <f32>experts * p > model.gateEps
+    const on = model.gateTop > 0 ? rank(z, e) < model.gateTop : !(<f32>experts * p <= model.gateEps)
     store<f32>(at, on ? p : 0)
     if (on) kept += p
   }
@@ -123,7 +123,7 @@ function union(layer: i32, count: i32): i32 {
   let length = 0
   for (let e = 0; e < experts; e++) {
     for (let t = 0; t < count; t++) {
-      if (load<f32>(gates + ((<usize>(t * experts + e)) << 2)) > 0) {
+      if (load<f32>(gates + ((<usize>(t * experts + e)) << 2)) !== 0) {
         store<u16>(routed + ((<usize>length) << 1), <u16>e)
         length++
         break

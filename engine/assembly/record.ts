@@ -8,7 +8,7 @@
  * 16-bit lanes and masks nibbles where they stand, so it stores each code as an i16, in the order and with the power of
  * two (1, 16 or 256, see multiply.ts) that bring every product to 256 times its worth.
  */
-import { maxLanes, rounders, sumLanes, toIntegers } from './vector.ts'
+import { largerMagnitudes, maxLanes, rounders, scaleTo, sumLanes, toIntegers } from './vector.ts'
 
 const CODES: usize = ASC_FEATURE_RELAXED_SIMD ? 32 : 64
 export const RECORD: usize = CODES + 16
@@ -22,7 +22,8 @@ export function recordBytes(length: i32): usize {
 }
 
 /**
- * Quantises `length` floats (a multiple of 32), each block by its largest magnitude, to nearest even.
+ * Quantises `length` floats (a multiple of 32), each block by its largest magnitude, to nearest even. A block with a NaN
+ * gets the scale NaN, so that whatever is computed from it is NaN too; its codes mean nothing then.
  *
  * @param weight multiplies every scale: how a gate's weight reaches an expert's output at no cost
  */
@@ -32,9 +33,9 @@ export function quantise(from: usize, length: i32, record: usize, weight: f32): 
   const rounder = rounders()
   while (from < end) {
     let peak = f32x4.abs(v128.load(from))
-    for (let i: usize = 16; i < 128; i += 16) peak = f32x4.pmax(peak, f32x4.abs(v128.load(from + i)))
+    for (let i: usize = 16; i < 128; i += 16) peak = largerMagnitudes(peak, f32x4.abs(v128.load(from + i)))
     const top = maxLanes(peak)
-    const inverse = f32x4.splat(top > 0 ? 127 / top : 0)
+    const inverse = f32x4.splat(scaleTo(127, top))
     let sum = i32x4.splat(0)
     for (let i: usize = 0; i < 32; i += 8) {
       const low = toIntegers(v128.load(from + (i << 2)), inverse, rounder)
@@ -70,7 +71,7 @@ function storeCodes(record: usize, i: usize, codes: v128): void {
 }
 
 /**
- * RMSNorm: to[i] = x[i] · 1/sqrt(mean(x²) + eps) · weight[i], and the same as records.
+ * RMSNorm: to[i] = x[i] · 1/sqrt(mean(x²) + eps) · weight[i], and the same as records. NaN where Σ x² is beyond the floats.
  *
  * @param to f32 [length]
  */
@@ -84,7 +85,9 @@ export function normalise(x: usize, weight: usize, eps: f32, length: i32, to: us
     a = f32x4.add(a, f32x4.mul(u, u))
     b = f32x4.add(b, f32x4.mul(v, v))
   }
-  const scale = f32x4.splat(1 / sqrt<f32>(sumLanes(f32x4.add(a, b)) / <f32>length + eps))
+  const sum = sumLanes(f32x4.add(a, b))
+  // Left at infinity, the sum would make a vector of zeros, and that in the end a token like any other.
+  const scale = f32x4.splat(sum <= f32.MAX_VALUE ? 1 / sqrt<f32>(sum / <f32>length + eps) : f32.NaN)
   for (let i: usize = 0; i < bytes; i += 16) {
     v128.store(to + i, f32x4.mul(f32x4.mul(v128.load(x + i), scale), v128.load(weight + i)))
   }

@@ -22,6 +22,22 @@ export function maxLanes(v: v128): f32 {
   )
 }
 
+/**
+ * The larger of two magnitudes in each lane. Floats without a sign are ordered as their bits are, and a NaN lies above
+ * all of them, so that it is never lost as `pmax` would lose it.
+ */
+@inline
+export function largerMagnitudes(a: v128, b: v128): v128 {
+  return i32x4.max_u(a, b)
+}
+
+/** What brings `top` to `peak`; 0 where no float does: where `top` is (almost) 0 or not finite. */
+@inline
+export function scaleTo(peak: f32, top: f32): f32 {
+  const scale = peak / top
+  return scale <= f32.MAX_VALUE ? scale : 0
+}
+
 /** Adding it to a float below 2^22 leaves the nearest integer (ties to even) in the low bits: 1.5 · 2^23. */
 const ROUNDER: f32 = 12582912
 
@@ -84,11 +100,11 @@ const EXP = memory.data<f32>([
 
 /**
  * e^x in four lanes, within 5e-6 (1e-6 for |x| < 10); 0 below -50, so that no product with it ever leaves the normal
- * floats. x must not exceed 88. Computed as 2^n 2^f with n + f = x log₂ e.
+ * floats; NaN of NaN. x must not exceed 88. Computed as 2^n 2^f with n + f = x log₂ e.
  */
 @inline
 export function exp4(x: v128): v128 {
-  const inRange = f32x4.ge(x, v128.load(EXP))
+  const tooLow = f32x4.lt(x, v128.load(EXP))
   const t = f32x4.mul(f32x4.pmax(x, v128.load(EXP)), v128.load(EXP, 16))
   const rounder = v128.load(EXP, 32)
   const rounded = f32x4.add(t, rounder)
@@ -101,7 +117,7 @@ export function exp4(x: v128): v128 {
   p = f32x4.add(f32x4.mul(p, f), one)
   // The low bits of `rounded` are n; those of 1 are its exponent.
   const power = i32x4.add(i32x4.shl(rounded, 23), one)
-  return v128.and(f32x4.mul(p, power), inRange)
+  return v128.andnot(f32x4.mul(p, power), tooLow)
 }
 
 /** Zeroes `bytes` bytes, a multiple of 16. */

@@ -101,6 +101,25 @@ describe('quantise', () => {
     builds[1].call('quantise', INPUT, 32, RECORDS, 1)
     expect([...bytes.subarray(RECORDS, RECORDS + 40)]).toEqual(new Array(40).fill(0))
   })
+
+  it.each(builds)('makes nothing of what is too small to be scaled, in $name', (build) => {
+    floats.fill(1e-38, INPUT / 4, INPUT / 4 + 32)
+    build.call('quantise', INPUT, 32, RECORDS, 1)
+    const codes = build.recordSize - 16
+    expect([...bytes.subarray(RECORDS, RECORDS + codes)]).toEqual(new Array(codes).fill(0))
+  })
+
+  it.each(builds)('loses no NaN, wherever in a block it is, in $name', (build) => {
+    for (let i = 0; i < 32; i++) {
+      for (const nan of [0x7fc00000, 0xffc00000]) {
+        floats.fill(2, INPUT / 4, INPUT / 4 + 96)
+        new Uint32Array(memory.buffer)[INPUT / 4 + 32 + i] = nan
+        build.call('quantise', INPUT, 96, RECORDS, 1)
+        const scales = [0, 1, 2].map((block) => floats[(RECORDS + (block + 1) * build.recordSize) / 4 - 4])
+        expect(scales).toEqual([Math.fround(2 / 127), Number.NaN, Math.fround(2 / 127)])
+      }
+    }
+  })
 })
 
 describe('multiply', () => {
@@ -207,6 +226,12 @@ describe('exp4', () => {
       else expect(Math.abs(y[i] / Math.exp(x[i]) - 1)).toBeLessThan(Math.abs(x[i]) < 10 ? 1e-6 : 5e-6)
     }
   })
+
+  it('is 0 at minus infinity and NaN of NaN', () => {
+    floats.set([Number.NEGATIVE_INFINITY, Number.NaN, 0, -0], INPUT / 4)
+    builds[0].call('exponentials', INPUT, OUTPUT, 4)
+    expect([...floats.subarray(OUTPUT / 4, OUTPUT / 4 + 4)]).toEqual([0, Number.NaN, 1, 1])
+  })
 })
 
 describe('normalise', () => {
@@ -227,4 +252,17 @@ describe('normalise', () => {
       }),
     )
   })
+
+  it.each([1e20, -1e38, Number.POSITIVE_INFINITY, Number.NaN])(
+    'is NaN, not 0, where %f is in it',
+    (large) => {
+      floats.fill(1, INPUT / 4, INPUT / 4 + 64)
+      floats.fill(1, SCALES / 4, SCALES / 4 + 64)
+      floats[INPUT / 4 + 40] = large
+      for (const build of builds) {
+        build.call('normalise', INPUT, SCALES, 1e-5, 64, OUTPUT, RECORDS)
+        expect([...floats.subarray(OUTPUT / 4, OUTPUT / 4 + 64)]).toEqual(new Array(64).fill(Number.NaN))
+      }
+    },
+  )
 })
