@@ -20,6 +20,7 @@ export type ErrorCode =
   | 'shard_hash_mismatch'
   | 'shard_too_short'
   | 'shard_too_long'
+  | 'weights_not_finite'
   | 'logits_not_finite'
   // Storage did not deliver.
   | 'shard_missing'

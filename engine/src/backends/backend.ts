@@ -47,8 +47,8 @@ export interface Backend {
   step(sequence: Sequence, tokens: Int32Array, signal?: AbortSignal): Logits | Promise<Logits>
 }
 
-/** Builds a backend for a pack: reserves its memory, loads the trunk. Throws what the store throws, or `memory_exhausted`,
- * `arena_too_small`, `backend_unavailable`. */
+/** Builds a backend for a pack: reserves its memory, loads the trunk. Throws what the store throws, or `weights_not_finite`,
+ * `memory_exhausted`, `arena_too_small`, `backend_unavailable`. */
 export type BackendFactory = (
   pack: { readonly manifest: Manifest; readonly store: ShardStore },
   signal?: AbortSignal,

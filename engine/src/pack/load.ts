@@ -6,13 +6,14 @@ import { SparsedgeError } from '../errors.ts'
 import { inLanes, MAX_IN_FLIGHT } from '../store/lanes.ts'
 import type { ShardStore } from '../store/store.ts'
 import { verified } from '../store/verified.ts'
-import { type Manifest, trunkBytes } from './manifest.ts'
+import { type Manifest, tensorBytes, trunkBytes } from './manifest.ts'
 
 /**
  * Reads all trunk shards, verified, into one linear image, in the order a forward pass needs them and a few at a time.
  *
- * @param into [trunkBytes(manifest)]
- * @throws SparsedgeError as {@link ShardStore.read} does, with the model's name; after a failure `into` is undefined
+ * @param into [trunkBytes(manifest)], from a multiple of 4 bytes on
+ * @throws SparsedgeError as {@link ShardStore.read} does, with the model's name; `weights_not_finite`. After a failure
+ * `into` is undefined
  */
 export async function loadTrunk(
   manifest: Manifest,
@@ -34,6 +35,7 @@ export async function loadTrunk(
   ).catch((cause: unknown) => {
     throw cause instanceof SparsedgeError ? cause.at({ model: manifest.name }) : cause
   })
+  checkFinite(manifest, into)
 }
 
 function* destinations(manifest: Manifest, into: Uint8Array<ArrayBuffer>) {
@@ -41,5 +43,24 @@ function* destinations(manifest: Manifest, into: Uint8Array<ArrayBuffer>) {
   for (const { hash, bytes } of manifest.trunk.shards) {
     yield { hash, bytes: into.subarray(offset, offset + bytes) }
     offset += bytes
+  }
+}
+
+/**
+ * A hash says that the bytes are those of the packer, not that they are numbers. The kernels compute with whatever there
+ * is, so a NaN is found here, once, and not in an answer. Tiles are integers: whatever their bytes, they are finite.
+ */
+function checkFinite({ trunk, name }: Manifest, image: Uint8Array<ArrayBuffer>): void {
+  for (const tensor of trunk.tensors) {
+    if (tensor.layout !== 'f32') continue
+    const floats = new Float32Array(image.buffer, image.byteOffset + tensor.offset, tensorBytes(tensor) / 4)
+    for (let i = 0; i < floats.length; i++) {
+      if (Number.isFinite(floats[i])) continue
+      throw new SparsedgeError(
+        'weights_not_finite',
+        `number ${i} of tensor ${tensor.name} is ${floats[i]}; the weights are damaged, pack the model again`,
+        { model: name },
+      )
+    }
   }
 }

@@ -39,6 +39,7 @@ const TABLE: [ApiCode, number, string, boolean, string | null][] = [
   ['shard_hash_mismatch', 500, 'server_error', false, null],
   ['shard_too_short', 500, 'server_error', false, null],
   ['shard_too_long', 500, 'server_error', false, null],
+  ['weights_not_finite', 500, 'server_error', false, null],
   ['logits_not_finite', 500, 'server_error', false, null],
   ['shard_missing', 500, 'server_error', false, null],
   ['arena_too_small', 500, 'server_error', false, null],

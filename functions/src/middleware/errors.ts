@@ -93,6 +93,7 @@ const ANSWERS: Readonly<Record<ApiCode, Answer>> = {
   shard_hash_mismatch: broken,
   shard_too_short: broken,
   shard_too_long: broken,
+  weights_not_finite: broken,
   logits_not_finite: broken,
   shard_missing: broken,
   store_unavailable: {
