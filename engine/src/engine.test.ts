@@ -1,4 +1,4 @@
-import { describe, expect, it } from 'vitest'
+import { describe, expect, it, onTestFinished, vi } from 'vitest'
 import { type TinyPackOptions, tinyPack } from '../../test/fixtures/tiny.ts'
 import { EOS, IM_END } from '../../test/fixtures/tiny-tokenizer.ts'
 import type { Backend, BackendFactory, Sequence } from './backends/backend.ts'
@@ -407,6 +407,31 @@ describe('createEngine', () => {
     store.putManifest('tiny', new TextEncoder().encode('{}'))
     await expect(load(store)).rejects.toThrow(code('manifest_malformed'))
   })
+
+  it.each(['manifest', 'tokenizer', 'trunk'])(
+    'fails where the store stalls over its %s, and can be tried again',
+    async (part) => {
+      vi.useFakeTimers({ toFake: ['setTimeout', 'clearTimeout'] })
+      onTestFinished(() => void vi.useRealTimers())
+      const { store, manifest } = await tinyPack()
+      const stalls = { tokenizer: manifest.text.tokenizer.hash, trunk: manifest.trunk.shards[0].hash }[part]
+      const stalling = Promise.withResolvers<void>()
+      const stall = (signal?: AbortSignal) =>
+        new Promise<never>((_, reject) => {
+          signal?.addEventListener('abort', () => reject(new Error('stopped')))
+          stalling.resolve()
+        })
+      const loading = load({
+        read: (hash, into, signal) => (hash === stalls ? stall(signal) : store.read(hash, into, signal)),
+        manifest: (model, signal) => (part === 'manifest' ? stall(signal) : store.manifest(model, signal)),
+      })
+      const failed = expect(loading).rejects.toThrow(code('store_unavailable'))
+      await stalling.promise
+      vi.advanceTimersByTime(60_000)
+      await failed
+      await load(store)
+    },
+  )
 
   it('stops loading the one half when the other has failed', async () => {
     const { store, manifest } = await tinyPack()

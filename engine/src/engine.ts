@@ -9,6 +9,7 @@ import { type Manifest, parseManifest, type ShardRef } from './pack/manifest.ts'
 import type { GenerateEvent, GenerateRequest, Prompt } from './request.ts'
 import { SamplingScratch } from './sampling/sampler.ts'
 import { Admission, Turns } from './schedule.ts'
+import { withDeadline } from './store/deadline.ts'
 import type { ShardStore } from './store/store.ts'
 import { verified } from './store/verified.ts'
 import { ChatTemplate } from './text/chat-template.ts'
@@ -22,7 +23,8 @@ const MAX_TOKENIZER_BYTES = 32 << 20
 const MAX_TEMPLATE_BYTES = 256 << 10
 
 export interface EngineOptions {
-  /** Where the pack is. Every shard is verified before its first use; the store need not do it. */
+  /** Where the pack is. Every shard is verified before its first use, and a read that stalls is given up; the store need
+   * do neither. */
   readonly store: ShardStore
   /** The name of the pack. */
   readonly model: string
@@ -108,7 +110,7 @@ export async function createEngine({
   queue = DEFAULT_QUEUE,
   signal,
 }: EngineOptions): Promise<Engine> {
-  const trusted = verified(store)
+  const trusted = verified(withDeadline(store))
   const failed = new AbortController()
   const stop = signal ? AbortSignal.any([signal, failed.signal]) : failed.signal
   try {

@@ -26,6 +26,9 @@ export interface ShardStore {
    * Fills the destinations exactly, or fails. After a failure their bytes are undefined. Once the promise has settled,
    * either way, nothing writes to them any more: the caller may give the memory to another read.
    *
+   * Once the signal has fired it settles as soon as it can keep that promise. A store that cannot call a read off (a disk
+   * cannot) settles when the read has ended, however late: until then the memory is not the caller's.
+   *
    * @returns the tier that served the bytes
    * @throws SparsedgeError `shard_missing`, `shard_too_short`, `shard_too_long`, `store_unavailable`, `cancelled`;
    * from the verifying wrapper also `shard_hash_mismatch`

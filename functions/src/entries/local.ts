@@ -14,6 +14,7 @@ import { readFile } from 'node:fs/promises'
 import { createEngine } from '@sparsedge/engine'
 import { supportsRelaxedSimd, type WasmModules, wasmBackend } from '@sparsedge/engine/backends/wasm/index'
 import { parseManifest } from '@sparsedge/engine/pack/manifest'
+import { withDeadline } from '@sparsedge/engine/store/deadline'
 import { fsStore } from '@sparsedge/engine/store/fs'
 import { httpStore } from '@sparsedge/engine/store/http'
 import type { Hono } from 'hono'
@@ -45,7 +46,7 @@ export async function localApp(
   const { STORE, HOST, PORT, MEMORY_MIB } = place.data
   const store = /^https?:/.test(STORE) ? httpStore(STORE) : fsStore(STORE)
   // A server that was set up wrongly is told now, not its first client later.
-  parseManifest(await store.manifest(model))
+  parseManifest(await withDeadline(store).manifest(model))
   const modules = await readModules()
   const app = createApp({
     ...appSettings(settings),
