@@ -31,8 +31,6 @@ export interface ArenaResidency extends Residency {
   readonly capacity: number
   /** Experts in a slot now. */
   readonly resident: number
-  /** Resolves when no fetch is under way or queued. A Worker keeps a request open until then (`waitUntil`). */
-  settled(): Promise<void>
 }
 
 /** Slots without which a model cannot run: two neighbouring layers, one computing, one on its way. */
@@ -116,10 +114,6 @@ class Arena implements ArenaResidency {
     this.#request(layer, this.#missing(row, routed, count), false, usage)
   }
 
-  settled(): Promise<void> {
-    return this.#flights.settled()
-  }
-
   /** Makes pinned experts resident, or unpins the layer. */
   async #wait(
     layer: number,
@@ -138,13 +132,7 @@ class Arena implements ArenaResidency {
         missing.length > 0;
         missing = missing.filter((e) => this.slots[row + e] < 0)
       ) {
-        const flights = this.#request(layer, missing, true, usage)
-        for (const flight of flights) flight.join()
-        try {
-          for (const flight of flights) await this.#flights.landing(flight, signal)
-        } finally {
-          for (const flight of flights) flight.leave()
-        }
+        await this.#flights.landing(this.#request(layer, missing, true, usage), signal)
       }
     } catch (cause) {
       this.release(layer)

@@ -2,31 +2,30 @@
  * @module
  * The queue of fetches: a few fly at once, those that a step waits for before those that are only expected to be
  * needed. A flight belongs to nobody: whoever needs what it brings waits for it, and one that everybody has left is
- * given up.
+ * given up. That frees its lane and its memory when the store has let go of them, not before: a late answer must never
+ * write into memory that was given to another flight. How long a store may take is its deadline's business.
  */
 import { abortable } from '../abortable.ts'
 import { SparsedgeError } from '../errors.ts'
 import { MAX_IN_FLIGHT } from '../store/lanes.ts'
 
 export abstract class Flight {
-  /** Nobody has to wait for it: it was started by a guess, and goes on though all have left. */
-  readonly #background: boolean
   readonly #stop = new AbortController()
   readonly turn = Promise.withResolvers<void>()
-  /** A step waits for it. */
+  /** A step waits for it, or has waited: what only a guess has started goes on without passengers. */
   urgent: boolean
   passengers = 0
   over = false
   failure: unknown
   /**
-   * Resolves when the flight is over, well or not. It rejects only where the runtime has ended the request that started
-   * the flight (Workers do, and drop whatever still ran for it): then somebody else must end it.
+   * Resolves when the flight is over, well or not. On Workers a flight is dropped, and does not even run its `finally`,
+   * when the request that started it has ended; whoever waits for this promise in another request then sees it rejected,
+   * and must end the flight.
    */
   done: Promise<void> = Promise.resolve()
 
   constructor(urgent: boolean) {
     this.urgent = urgent
-    this.#background = !urgent
   }
 
   /** Takes the memory that the flight needs, right before it starts; false if that cannot be had now. */
@@ -56,7 +55,7 @@ export abstract class Flight {
 
   leave(): void {
     this.passengers -= 1
-    if (this.passengers === 0 && !this.#background && !this.over) this.abandon()
+    if (this.passengers === 0 && !this.over) this.abandon()
   }
 }
 
@@ -66,34 +65,29 @@ export class Flights {
 
   /** Starts or queues a flight. Its code runs in the caller's request, even if it has to wait for its turn. */
   start(flight: Flight): void {
-    // It waits behind these, so somebody has to notice if they have died.
-    for (const other of this.#all()) void this.#watch(other)
     this.#queue.push(flight)
     flight.done = this.#run(flight)
     this.#pump()
   }
 
   /**
-   * Waits until a flight, which the caller has joined, is over. It may end without having brought anything, if it was
-   * given up: the caller looks at what there is.
+   * Waits until flights are over. They may end without having brought anything, if they were given up: the caller looks at
+   * what there is.
    *
-   * @throws what the flight failed with; SparsedgeError `cancelled` if the signal fired
+   * @throws what a flight failed with; SparsedgeError `cancelled` if the signal fired
    */
-  async landing(flight: Flight, signal: AbortSignal | undefined): Promise<void> {
-    await abortable(this.#watch(flight), signal)
-    if (flight.failure !== undefined) throw flight.failure
-  }
-
-  /** Resolves when nothing flies and nothing is queued. */
-  async settled(): Promise<void> {
-    while (this.#flying.size + this.#queue.length > 0) {
-      await Promise.all([...this.#all()].map((flight) => this.#watch(flight)))
+  async landing(flights: ReadonlySet<Flight>, signal: AbortSignal | undefined): Promise<void> {
+    for (const flight of flights) flight.join()
+    try {
+      // They wait behind all that came before, so somebody has to notice if a request takes those along.
+      for (const other of [...this.#flying, ...this.#queue]) void this.#watch(other)
+      for (const flight of flights) {
+        await abortable(this.#watch(flight), signal)
+        if (flight.failure !== undefined) throw flight.failure
+      }
+    } finally {
+      for (const flight of flights) flight.leave()
     }
-  }
-
-  *#all(): Iterable<Flight> {
-    yield* this.#flying
-    yield* this.#queue
   }
 
   async #run(flight: Flight): Promise<void> {
