@@ -6,7 +6,7 @@ import { manifestKey, shardKey } from '@sparsedge/engine/store/store'
 import { afterAll, beforeAll, beforeEach, describe, expect, test } from 'vitest'
 import { createTestHarness } from 'wrangler'
 import { type TinyPack, tinyPack } from '../../fixtures/tiny.ts'
-import type { AcquireResult, AcquireTask, ReadResult, ReadTask, SetUpTask } from './worker.ts'
+import type { AcquireResult, AcquireTask, LoadTask, ReadResult, ReadTask, SetUpTask } from './worker.ts'
 
 // What Node's streams and promises cannot show: the stores and the residency inside workerd itself.
 const harness = createTestHarness({
@@ -110,7 +110,8 @@ describe('R2, read in workerd', () => {
   })
 })
 
-// workerd drops whatever a request left running when it ends, and its promises never settle.
+// workerd drops whatever a request left running when it ends: not even its `finally` runs. Its promises never settle, and
+// those who wait for one in another request see it rejected.
 describe('residency over the lives of requests', () => {
   const LAYERS = 4
   const ALL = [0, 1, 2, 3, 4, 5, 6, 7]
@@ -131,15 +132,19 @@ describe('residency over the lives of requests', () => {
     server.closeAllConnections()
     server.close()
   })
-  beforeEach(async () => {
-    held = undefined
+  const setUp = async (options: Partial<SetUpTask> = {}) => {
     const address = server.address()
     const port = address !== null && typeof address === 'object' ? address.port : 0
     await ask('/set-up', {
       model: 'tiny',
       url: `http://127.0.0.1:${port}`,
       slots: 2 * ALL.length,
+      ...options,
     } satisfies SetUpTask)
+  }
+  beforeEach(async () => {
+    held = undefined
+    await setUp()
   })
 
   const acquire = (task: AcquireTask) => ask<AcquireResult>('/acquire', task)
@@ -168,11 +173,12 @@ describe('residency over the lives of requests', () => {
     async ({ path, leaveAfter }) => {
       held = []
       // Six fly, the seventh and the eighth wait for their turn.
-      await Promise.all([
+      const leaving = Promise.all([
         ask(path, { layer: 0, routed: [0, 1, 2, 3, 4], leaveAfter } satisfies AcquireTask),
         ask(path, { layer: 1, routed: [5, 6, 7], leaveAfter } satisfies AcquireTask),
       ])
-      if (leaveAfter > 0) expect(held).toHaveLength(6)
+      if (leaveAfter > 0) await expect.poll(() => held?.length).toBe(6)
+      await leaving
       held = undefined
       expect(await acquire({ layer: 0, routed: [0, 1, 6] })).toMatchObject({ misses: 3 })
       expect(await acquire({ layer: 1, routed: [5, 6, 7] })).not.toHaveProperty('error')
@@ -207,5 +213,76 @@ describe('residency over the lives of requests', () => {
       expect.objectContaining({ misses: 1, resident: 1 }),
       expect.objectContaining({ resident: 1 }),
     ])
+  })
+  test.each([
+    { whose: 'still runs', leaveAfter: 2000 },
+    { whose: 'has ended', leaveAfter: 0 },
+  ])(
+    'a guess whose request $whose is given up with the request that waits for it',
+    async ({ leaveAfter }) => {
+      held = []
+      const guess = ask('/prefetch', { layer: 0, routed: [2], leaveAfter } satisfies AcquireTask)
+      if (leaveAfter > 0) await expect.poll(() => held?.length).toBe(1)
+      else await guess
+      const leaving = acquire({ layer: 0, routed: [2], cancelAfter: 300 })
+      expect(await leaving).toMatchObject({ error: { code: 'cancelled' } })
+      held = undefined
+      expect(await acquire({ layer: 0, routed: [2] })).toMatchObject({ misses: 1, resident: 1 })
+      await guess
+      await expectAllSlotsUsable()
+    },
+  )
+
+  test.each([
+    { where: 'before the headers', send: () => {} },
+    {
+      where: 'within the body',
+      send: (response: ServerResponse) => response.writeHead(200).write(new Uint8Array(100)),
+    },
+  ])('reads that stall $where fail, and give back their turns and their slots', async ({ send }) => {
+    await setUp({ answerMs: 500 })
+    held = []
+    const guesses = ask('/prefetch', {
+      layer: 1,
+      routed: [0, 1, 2, 3],
+      leaveAfter: 1500,
+    } satisfies AcquireTask)
+    const waiting = acquire({ layer: 0, routed: [3, 5] })
+    await expect.poll(() => held?.length).toBe(6)
+    for (const response of held) send(response)
+    held = undefined
+    expect(await waiting).toMatchObject({
+      error: { code: 'store_unavailable', place: { model: 'tiny', layer: 0, tier: 'http' } },
+    })
+    await guesses
+    await expectAllSlotsUsable()
+  })
+
+  test('a load that stalls fails, and the next request starts a new one', async () => {
+    await setUp({ answerMs: 500 })
+    held = []
+    const [first, second] = await Promise.all([ask('/load', {}), ask('/load', {})])
+    const failed = { state: 'failed', error: expect.objectContaining({ code: 'store_unavailable' }) }
+    expect([first, second]).toEqual([failed, failed])
+    held = undefined
+    expect(await ask('/load', {})).toEqual({ state: 'ready' })
+  })
+
+  test('a load whose request ended is started anew by those that wait for it, once', async () => {
+    held = []
+    const ending = ask('/load', { leaveAfter: 500 } satisfies LoadTask)
+    await expect.poll(() => held?.length).toBeGreaterThan(0)
+    const waiting = [ask('/load', {}), ask('/load', {})]
+    held = undefined
+    expect(await ending).toEqual({ state: 'loading' })
+    expect(await Promise.all(waiting)).toEqual([{ state: 'ready' }, { state: 'ready' }])
+    expect(await ask('/load', {})).toEqual({ state: 'ready' })
+  })
+
+  test('and by the first that comes later', async () => {
+    held = []
+    expect(await ask('/load', { leaveAfter: 100 } satisfies LoadTask)).toEqual({ state: 'loading' })
+    held = undefined
+    expect(await ask('/load', {})).toEqual({ state: 'ready' })
   })
 })

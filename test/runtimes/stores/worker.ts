@@ -1,16 +1,21 @@
 /**
  * @module
- * A Worker that reads from R2 as it is told, and that holds experts from a slow server over the lives of its requests.
+ * A Worker that reads from R2 as it is told, and that holds experts and an engine from a slow server over the lives of its
+ * requests.
  */
 import type { R2Bucket } from '@cloudflare/workers-types'
+import { createEngine, type Engine } from '@sparsedge/engine'
 import { SparsedgeError } from '@sparsedge/engine/errors'
 import { parseManifest } from '@sparsedge/engine/pack/manifest'
+import { referenceBackend } from '@sparsedge/engine/reference'
 import { type ArenaResidency, createResidency } from '@sparsedge/engine/residency/arena'
 import { ExpertUsage } from '@sparsedge/engine/residency/usage'
+import { withDeadline } from '@sparsedge/engine/store/deadline'
 import { httpStore } from '@sparsedge/engine/store/http'
 import { r2Store } from '@sparsedge/engine/store/r2'
 import { sha256 } from '@sparsedge/engine/store/sha256'
 import { verified } from '@sparsedge/engine/store/verified'
+import { type Once, once } from '../../../functions/src/once.ts'
 
 /** Reads a shard into slots of a WASM memory, which are `gap` bytes apart. */
 export interface ReadTask {
@@ -28,17 +33,26 @@ export interface ReadResult {
   readonly error?: { readonly code: string; readonly place: object }
 }
 
-/** Makes the residency anew. */
+/** Makes the residency anew, and forgets the engine. */
 export interface SetUpTask {
   readonly model: string
   readonly url: string
   readonly slots: number
+  /** The store's deadline. */
+  readonly answerMs?: number
 }
 
 export interface AcquireTask {
   readonly layer: number
   readonly routed: readonly number[]
   /** Answers after so many milliseconds, though the experts have not come: the request ends over its fetches. */
+  readonly leaveAfter?: number
+  /** Gives up waiting after so many milliseconds. */
+  readonly cancelAfter?: number
+}
+
+export interface LoadTask {
+  /** Answers after so many milliseconds, though the engine is not there: the request ends over its loading. */
   readonly leaveAfter?: number
 }
 
@@ -51,6 +65,7 @@ export interface AcquireResult {
 }
 
 let residency: ArenaResidency
+let engine: Once<Engine>
 
 const handlers: Record<string, (task: never, bucket: R2Bucket) => Promise<unknown>> = {
   '/read': async (task: ReadTask, bucket): Promise<ReadResult> => {
@@ -74,17 +89,25 @@ const handlers: Record<string, (task: never, bucket: R2Bucket) => Promise<unknow
       .manifest(model)
       .then((bytes) => ({ text: new TextDecoder().decode(bytes) }), failure),
 
-  '/set-up': async ({ model, url, slots }: SetUpTask) => {
-    const store = httpStore(url)
+  '/set-up': async ({ model, url, slots, answerMs }: SetUpTask) => {
+    const store = withDeadline(httpStore(url), answerMs)
     const manifest = parseManifest(await store.manifest(model))
     const slotBytes = manifest.experts.bytes
     residency = createResidency({ manifest, store, arena: new Uint8Array(slots * slotBytes), slotBytes })
+    engine = once(() => createEngine({ store, model, backend: referenceBackend() }))
     return {}
   },
 
-  '/acquire': async ({ layer, routed, leaveAfter }: AcquireTask): Promise<AcquireResult> => {
+  '/load': async ({ leaveAfter }: LoadTask) => {
+    const loaded = engine.get().then(() => ({}), failure)
+    const result = await (leaveAfter === undefined ? loaded : sleep(leaveAfter))
+    return { state: engine.state, ...result }
+  },
+
+  '/acquire': async ({ layer, routed, leaveAfter, cancelAfter }: AcquireTask): Promise<AcquireResult> => {
     const usage = new ExpertUsage()
-    const acquired = residency.acquire(layer, Uint16Array.from(routed), routed.length, usage)
+    const signal = cancelAfter === undefined ? undefined : AbortSignal.timeout(cancelAfter)
+    const acquired = residency.acquire(layer, Uint16Array.from(routed), routed.length, usage, signal)
     const result = await (leaveAfter === undefined ? acquired?.then(() => ({}), failure) : sleep(leaveAfter))
     residency.release(layer)
     const { resident, capacity } = residency
