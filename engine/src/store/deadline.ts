@@ -7,8 +7,8 @@ import { SparsedgeError } from '../errors.ts'
 import { wantedBytes } from './fill.ts'
 import type { ShardStore } from './store.ts'
 
-/** Until the first byte: far above the slowest answer of object storage, and below the 30 s that Workers leave a request
- * whose client has gone, so that a read there fails before it is dropped. */
+/** For an answer to begin: far above the slowest of object storage, and an expert's read still fails within the 30 s that
+ * Workers leave a request whose client has gone. */
 const ANSWER_MS = 20_000
 /** Then 8 s for every MiB: six reads at once on a line of 6 Mbit/s are in time. */
 const BYTES_PER_MS = 131
