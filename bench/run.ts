@@ -45,7 +45,11 @@ const { values } = parseArgs({
   },
 })
 if (values.help) console.log(HELP)
-else await main()
+else {
+  // Ending by `exit` takes along what was started.
+  for (const signal of ['SIGINT', 'SIGTERM'] as const) process.once(signal, () => process.exit(1))
+  await main()
+}
 
 async function main(): Promise<void> {
   const parts = values.only.split(',')
