@@ -5,7 +5,11 @@
  */
 import { z } from 'zod'
 
-const count = z.int().positive()
+/** Far above any model, and low enough for kernels that count in 32 bits. */
+const count = z
+  .int()
+  .positive()
+  .max(2 ** 24)
 
 /**
  * How a gate turns its source into one weight per expert. With z = router.weight · source + router.bias:
@@ -26,7 +30,7 @@ export const GateKind = z.enum(['all', 'softmax', 'softmax_renormalised', 'clamp
 export const Selection = z.discriminatedUnion('by', [
   z.strictObject({ by: z.literal('all') }),
   z.strictObject({ by: z.literal('top_k'), k: count }),
-  z.strictObject({ by: z.literal('threshold'), eps: z.number().positive() }),
+  z.strictObject({ by: z.literal('threshold'), eps: z.number().min(1e-6) }),
   z.strictObject({ by: z.literal('positive') }),
 ])
 
@@ -52,22 +56,30 @@ function selectionFits(kind: z.infer<typeof GateKind>, by: z.infer<typeof Select
 
 export const ModelConfig = z
   .strictObject({
-    layers: count,
+    layers: count.max(1024),
     hidden: count,
     heads: count,
     kvHeads: count,
-    headDim: count,
-    /** Routed experts of each layer, and the hidden units of each. */
-    experts: count,
+    /** Above 2,064 an integer product of a query and a key leaves 32 bits (engine/assembly/attention.ts). */
+    headDim: count.multipleOf(16).max(2064),
+    /** Routed experts of each layer, numbered in 16 bits, and the hidden units of each. */
+    experts: count.max(2 ** 16),
     expertUnits: count.multipleOf(32),
     /** Hidden units of the shared expert, which is always on and lives in the trunk; 0 if there is none. */
-    sharedUnits: z.int().nonnegative().multipleOf(32),
+    sharedUnits: z
+      .int()
+      .nonnegative()
+      .max(2 ** 24)
+      .multipleOf(32),
     vocab: count,
     /** The head is the embedding itself. */
     tiedHead: z.boolean(),
-    normEps: z.number().positive(),
+    normEps: z.number().min(1e-12).max(1),
     /** Multiplies every rotated query and key (YaRN); 1 elsewhere. Frequencies are a trunk tensor. */
-    ropeScale: z.number().positive(),
+    ropeScale: z
+      .number()
+      .min(1 / 64)
+      .max(64),
     /** Longest sequence the model was trained for, in tokens. */
     context: count,
     gate: GateConfig,
@@ -80,7 +92,17 @@ export const ModelConfig = z
   .refine((c) => c.hidden % 32 === 0 && (c.heads * c.headDim) % 32 === 0, {
     message: 'hidden and heads * headDim must be multiples of 32, the quantisation block',
   })
-  .refine((c) => c.headDim % 16 === 0, { message: 'headDim must be a multiple of 16' })
+  .refine(({ gate: { selection }, experts }) => selection.by !== 'top_k' || selection.k <= experts, {
+    message: 'top_k cannot select more experts than there are',
+    path: ['gate', 'selection', 'k'],
+  })
+  .refine(({ gate: { selection }, experts }) => selection.by !== 'threshold' || selection.eps < experts, {
+    message: 'no expert passes a threshold that is not below their number',
+    path: ['gate', 'selection', 'eps'],
+  })
+  .refine((c) => [...c.eosTokens, c.bosToken ?? 0].every((token) => token < c.vocab), {
+    message: 'bosToken and eosTokens must be below vocab',
+  })
   .refine((c) => Object.values(c.gate.offsets ?? {}).every((o) => o.length === c.layers), {
     message: 'gate.offsets needs one number per layer',
   })

@@ -17,8 +17,14 @@ export const MAX_TRUNK_SHARD = 4 << 20
 /** Every tensor of the trunk starts at a multiple of this, in bytes. */
 export const TRUNK_ALIGNMENT = 64
 
+/** Bytes that the kernels can address; the trunk and the experts of a layer must fit at once. */
+const ADDRESSABLE = 2 ** 32
+/** Llama 3's tokenizer.json, the largest in reach, has 17 MB if it is written with spaces. */
+const MAX_TOKENIZER = 32 << 20
+const MAX_TEMPLATE = 256 << 10
+
 const Hash = z.string().regex(HASH, 'must be a SHA-256 in lower-case hex')
-const ShardRef = z.strictObject({ hash: Hash, bytes: z.int().positive() })
+const shardRef = (most: number) => z.strictObject({ hash: Hash, bytes: z.int().positive().max(most) })
 
 /** A tensor of the trunk image: `offset` counts from the image's start, in bytes. */
 const TrunkTensor = z.strictObject({
@@ -39,7 +45,7 @@ export const Manifest = z.strictObject({
   config: ModelConfig,
   trunk: z.strictObject({
     /** Cut from one linear image, end to end, in the order a forward pass reads them. */
-    shards: z.array(ShardRef).min(1),
+    shards: z.array(shardRef(MAX_TRUNK_SHARD)).min(1),
     tensors: z.array(TrunkTensor),
   }),
   experts: z.strictObject({
@@ -51,9 +57,9 @@ export const Manifest = z.strictObject({
   }),
   text: z.strictObject({
     /** tokenizer.json as Hugging Face writes it. */
-    tokenizer: ShardRef,
+    tokenizer: shardRef(MAX_TOKENIZER),
     /** Jinja source; absent where the model has none. */
-    chatTemplate: ShardRef.optional(),
+    chatTemplate: shardRef(MAX_TEMPLATE).optional(),
   }),
   /** How often each expert is routed, [layers][experts], from 0 to 1, measured by the packer or the trainer. */
   profile: z.array(z.array(z.number().min(0).max(1))).optional(),
@@ -71,7 +77,7 @@ export const Manifest = z.strictObject({
 })
 
 export type Manifest = z.infer<typeof Manifest>
-export type ShardRef = z.infer<typeof ShardRef>
+export type ShardRef = z.infer<ReturnType<typeof shardRef>>
 export type TrunkTensor = z.infer<typeof TrunkTensor>
 
 /**
@@ -120,9 +126,10 @@ function checkSizes(manifest: Manifest): void {
   if (profile && (profile.length !== config.layers || profile.some((row) => row.length !== config.experts))) {
     fail('the profile must be [layers][experts]')
   }
-  for (const { bytes } of trunk.shards)
-    if (bytes > MAX_TRUNK_SHARD) fail(`a trunk shard of ${bytes} bytes is too large`)
   const image = trunkBytes(manifest)
+  const least = image + config.experts * expertBytes
+  if (least > ADDRESSABLE)
+    fail(`the trunk and a layer's experts take ${least} bytes; up to ${ADDRESSABLE} can be served`)
   const table = new Map(trunk.tensors.map((tensor) => [tensor.name, tensor]))
   if (table.size !== trunk.tensors.length) fail('a tensor is listed twice')
   const expected = trunkTensors(config)

@@ -65,6 +65,23 @@ describe('packWeights', () => {
     })
   })
 
+  it('reads again what could not be read', async () => {
+    const { manifest, store } = await tinyPack()
+    const packed = packWeights(manifest, store)
+    const parts = [
+      ['model.norm.weight', manifest.trunk.shards[0].hash],
+      ['model.layers.1.mlp.up_proj.weight', manifest.experts.layers[1].bundle],
+    ]
+    for (const [name, hash] of parts) {
+      const shard = store.objects.get(shardKey(hash))
+      if (!shard) throw new Error('the fixture has no such shard')
+      store.objects.delete(shardKey(hash))
+      await expect(packed.tensor(name)).rejects.toMatchObject({ code: 'shard_missing' })
+      store.objects.set(shardKey(hash), shard)
+      await expect(packed.tensor(name)).resolves.toBeDefined()
+    }
+  })
+
   it('stops when it is cancelled', async () => {
     const { manifest, store } = await tinyPack()
     const packed = packWeights(manifest, store, AbortSignal.abort())

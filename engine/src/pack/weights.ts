@@ -23,13 +23,22 @@ export function packWeights(manifest: Manifest, store: ShardStore, signal?: Abor
   let trunk: Promise<Trunk> | undefined
   let ffn: { readonly layer: number; readonly tensors: Promise<Ffn> } | undefined
 
+  // What failed is forgotten, so that the next to ask reads again.
   const readTrunk = () => {
-    trunk ??= openTrunk(manifest, store, signal)
+    trunk ??= openTrunk(manifest, store, signal).catch((cause: unknown) => {
+      trunk = undefined
+      throw cause
+    })
     return trunk
   }
   const readFfn = (open: Trunk, layer: number) => {
-    if (ffn?.layer !== layer) ffn = { layer, tensors: openFfn(manifest, open, store, layer, signal) }
-    return ffn.tensors
+    if (ffn?.layer === layer) return ffn.tensors
+    const tensors = openFfn(manifest, open, store, layer, signal).catch((cause: unknown) => {
+      if (ffn?.tensors === tensors) ffn = undefined
+      throw cause
+    })
+    ffn = { layer, tensors }
+    return tensors
   }
   const queries = config.heads * config.headDim * config.hidden
   const keys = config.kvHeads * config.headDim * config.hidden

@@ -1,6 +1,7 @@
 import { describe, expect, test } from 'vitest'
 import { memoryStore } from './memory.ts'
 import { sha256 } from './sha256.ts'
+import { MAX_MANIFEST_BYTES } from './store.ts'
 
 const utf8 = (text: string) => new TextEncoder().encode(text)
 
@@ -46,6 +47,14 @@ describe('memoryStore', () => {
     await expect(store.read('../secret', [])).rejects.toMatchObject({ code: 'shard_missing' })
     await expect(store.manifest('nobody')).rejects.toMatchObject({ code: 'unknown_model' })
     await expect(store.manifest('../secret')).rejects.toMatchObject({ code: 'unknown_model' })
+  })
+
+  test('refuses a manifest that cannot be one', async () => {
+    const store = memoryStore()
+    store.putManifest('large', new Uint8Array(MAX_MANIFEST_BYTES + 1))
+    await expect(store.manifest('large')).rejects.toMatchObject({ code: 'manifest_malformed' })
+    store.putManifest('large', new Uint8Array(MAX_MANIFEST_BYTES))
+    await expect(store.manifest('large')).resolves.toHaveLength(MAX_MANIFEST_BYTES)
   })
 
   test('reads nothing for a request that was cancelled', async () => {

@@ -3,7 +3,7 @@
  * A store in memory: for tests, and for packs that a program makes itself.
  */
 import { throwIfCancelled } from '../errors.ts'
-import { checkSize, Filler, shardMissing, unknownModel } from './fill.ts'
+import { checkManifestSize, checkSize, Filler, shardMissing, unknownModel } from './fill.ts'
 import { sha256 } from './sha256.ts'
 import { type Destination, manifestKey, type ShardStore, shardKey, type Tier } from './store.ts'
 
@@ -47,6 +47,7 @@ export function memoryStore(): MemoryStore {
       throwIfCancelled(signal)
       const object = objects.get(manifestKey(model))
       if (!object) throw unknownModel(model, 'memory')
+      checkManifestSize(object.length, 'memory')
       return object
     },
   }
