@@ -408,6 +408,15 @@ describe('createEngine', () => {
     await expect(load(store)).rejects.toThrow(code('manifest_malformed'))
   })
 
+  it('refuses a model under another name than its own', async () => {
+    const { store, manifest } = await tinyPack({ name: 'other' })
+    store.putManifest('tiny', new TextEncoder().encode(JSON.stringify(manifest)))
+    const refused = load(store)
+    await expect(refused).rejects.toThrow(/that of "other"/)
+    await expect(refused).rejects.toMatchObject({ code: 'manifest_malformed', place: { model: 'tiny' } })
+    await load(store, { model: 'other' })
+  })
+
   it.each(['manifest', 'tokenizer', 'trunk'])(
     'fails where the store stalls over its %s, and can be tried again',
     async (part) => {

@@ -18,9 +18,6 @@ import { createTokenizer } from './text/tokenizer.ts'
 
 /** Requests that an engine takes at once unless told otherwise. */
 const DEFAULT_QUEUE = 16
-/** Llama 3's, the largest in reach, has 17 MB if it is written with spaces. */
-const MAX_TOKENIZER_BYTES = 32 << 20
-const MAX_TEMPLATE_BYTES = 256 << 10
 
 export interface EngineOptions {
   /** Where the pack is. Every shard is verified before its first use, and a read that stalls is given up; the store need
@@ -115,6 +112,11 @@ export async function createEngine({
   const stop = signal ? AbortSignal.any([signal, failed.signal]) : failed.signal
   try {
     const manifest = parseManifest(await trusted.manifest(name, stop))
+    // One answers to one name only: under another it would be listed and logged as what it is not.
+    if (manifest.name !== name) {
+      const message = `the manifest under this name is that of "${manifest.name}"; publish each under its own`
+      throw new SparsedgeError('manifest_malformed', message)
+    }
     const [text, backend] = await Promise.all([
       loadText(manifest, trusted, stop),
       createBackend({ manifest, store: trusted }, stop),
@@ -140,8 +142,8 @@ async function loadText(
   signal: AbortSignal,
 ): Promise<ModelText> {
   const [json, jinja] = await Promise.all([
-    readText('tokenizer.json', text.tokenizer, MAX_TOKENIZER_BYTES, store, signal),
-    text.chatTemplate && readText('the chat template', text.chatTemplate, MAX_TEMPLATE_BYTES, store, signal),
+    readText(text.tokenizer, store, signal),
+    text.chatTemplate && readText(text.chatTemplate, store, signal),
   ])
   const tokenizer = createTokenizer(json, config.vocab)
   return {
@@ -151,15 +153,10 @@ async function loadText(
 }
 
 async function readText(
-  what: string,
   { hash, bytes }: ShardRef,
-  most: number,
   store: ShardStore,
   signal: AbortSignal,
 ): Promise<Uint8Array> {
-  if (bytes > most) {
-    throw new SparsedgeError('manifest_malformed', `${what} has ${bytes} bytes; up to ${most} are taken`)
-  }
   const into = new Uint8Array(bytes)
   await store.read(hash, [{ hash, bytes: into }], signal)
   return into
