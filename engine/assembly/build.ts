@@ -12,8 +12,8 @@ import asc from 'assemblyscript/asc'
  */
 const FLAGS = ['-O1', '--runtime', 'stub', '--importMemory', '--noAssert', '--enable', 'simd']
 
-/** Static data (tables of NativeMath) must end below this address; the host lays everything else out from here on. */
-export const STATIC_BYTES = 4096
+/** Static data must end here, or nothing is built: the host lays everything else out from here on (`planMemory`). */
+const STATIC_BYTES = 1024
 
 const FEATURES = { plain: [], relaxed: ['--enable', 'relaxed-simd'] } as const
 export type Variant = keyof typeof FEATURES
@@ -25,11 +25,14 @@ export type Variant = keyof typeof FEATURES
 export async function compile(variant: Variant, entry = 'index.ts'): Promise<Uint8Array<ArrayBuffer>> {
   let binary: Uint8Array<ArrayBuffer> | undefined
   const here = ['--baseDir', fileURLToPath(new URL('.', import.meta.url)), '--outFile', 'out.wasm']
-  const { error, stderr } = await asc.main([entry, ...here, ...FLAGS, ...FEATURES[variant]], {
-    writeFile(name, contents) {
-      if (name === 'out.wasm' && typeof contents !== 'string') binary = new Uint8Array(contents)
+  const { error, stderr } = await asc.main(
+    [entry, ...here, ...FLAGS, '--lowMemoryLimit', String(STATIC_BYTES), ...FEATURES[variant]],
+    {
+      writeFile(name, contents) {
+        if (name === 'out.wasm' && typeof contents !== 'string') binary = new Uint8Array(contents)
+      },
     },
-  })
+  )
   if (error || !binary) throw new Error(`cannot compile the ${variant} kernels\n${stderr}`, { cause: error })
   return binary
 }
