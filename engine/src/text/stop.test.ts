@@ -81,6 +81,12 @@ describe('StopMatcher', () => {
     expect(run(stops, pieces)).toEqual({ pieces: expected, stopped })
   })
 
+  it('never cuts a character in two', () => {
+    expect(run(['\ude00'], ['a😀b'])).toEqual({ pieces: ['a😀b', ''], stopped: false })
+    expect(run(['\ud83d'], ['a😀b'])).toEqual({ pieces: ['a😀b', ''], stopped: false })
+    expect(run(['\ude00'], ['a\ufffdb'])).toEqual({ pieces: ['a'], stopped: true })
+  })
+
   it('refuses an empty stop string', () => {
     expect(() => new StopMatcher(['a', ''])).toThrow(expect.objectContaining({ code: 'invalid_request' }))
   })

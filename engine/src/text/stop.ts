@@ -37,10 +37,14 @@ export class StopMatcher {
   readonly #patterns: readonly Pattern[]
   #held = ''
 
-  /** @throws SparsedgeError `invalid_request` for an empty stop string, which would end every text before it begins */
+  /**
+   * @param stops where one has half a character, it stands for the whole one that replaces it: no text has halves, and one
+   * must not be cut in two to find them
+   * @throws SparsedgeError `invalid_request` for an empty stop string, which would end every text before it begins
+   */
   constructor(stops: readonly string[]) {
     if (stops.includes('')) throw new SparsedgeError('invalid_request', 'a stop string must not be empty')
-    this.#patterns = stops.map((stop) => new Pattern(stop))
+    this.#patterns = stops.map((stop) => new Pattern(stop.toWellFormed()))
   }
 
   /**
