@@ -189,8 +189,8 @@ describe('generate', () => {
     const [at] = engine.tokenize('@')
     const ordinary = ['<', '|im_end|>'].flatMap((part) => engine.tokenize(part))
     const spliced = tokens.flatMap((token) => (token === at ? ordinary : [token]))
-    expect(chat.usage.promptTokens).toBe(engine.tokenCount(prompt))
-    expect(engine.tokenCount({ tokens: spliced })).toBe(engine.tokenCount(prompt))
+    expect(chat.usage.promptTokens).toBe(spliced.length)
+    expect(engine.encode(prompt)).toEqual(spliced)
     expect((await run(engine, request({ prompt: { tokens: spliced } }))).text).toBe(chat.text)
   })
 

@@ -72,13 +72,14 @@ export class Engine {
   }
 
   /**
-   * Tokens that a prompt takes, the chat template's own included.
+   * A prompt as the ids that the model continues, the chat template's own included. `{ tokens }` of them is the same
+   * prompt: whoever wants to know its length before the answer begins need not have it encoded twice.
    *
    * @throws SparsedgeError as {@link Engine.generate} does for the prompt
    */
-  tokenCount(prompt: Prompt): number {
+  encode(prompt: Prompt): number[] {
     const { vocab, context } = this.#model.backend.config
-    return encodePrompt(this.#model.text, prompt, vocab, context).length
+    return encodePrompt(this.#model.text, prompt, vocab, context)
   }
 
   /** The ids of a text; control tokens in it (`<|im_end|>`) are read as such. */

@@ -5,7 +5,7 @@
 import type { Engine } from '@sparsedge/engine'
 import { abortable } from '@sparsedge/engine/abortable'
 import { SparsedgeError } from '@sparsedge/engine/errors'
-import type { GenerateEvent, GenerateRequest, Prompt } from '@sparsedge/engine/request'
+import type { GenerateEvent, GenerateRequest } from '@sparsedge/engine/request'
 import { ApiError } from './middleware/errors.ts'
 import type { Limits } from './service.ts'
 
@@ -30,8 +30,9 @@ export async function* generate(
   const signal = AbortSignal.any([cancelled, limit.signal])
   try {
     const engine = await abortable(loading, signal)
-    for (const request of requests) checkAgainst(engine, request, limits)
-    for (const [choice, request] of requests.entries()) {
+    // All are checked before the first is answered.
+    const encoded = requests.map((request) => encode(engine, request, limits))
+    for (const [choice, request] of encoded.entries()) {
       for await (const event of engine.generate(request, signal)) yield { choice, ...event }
     }
   } catch (error) {
@@ -43,30 +44,24 @@ export async function* generate(
   }
 }
 
-/** What only an engine can tell about a request. */
-function checkAgainst(engine: Engine, { prompt, sampling }: GenerateRequest, limits: Limits): void {
+/** The request with its prompt as tokens, once all that only an engine can tell about it has been checked. */
+function encode(engine: Engine, request: GenerateRequest, limits: Limits): GenerateRequest {
   const { vocab } = engine.manifest.config
-  if ('tokens' in prompt && prompt.tokens.some((id) => id >= vocab)) {
-    throw new ApiError('invalid_request', `prompt: token ids must be below ${vocab}`, { param: 'prompt' })
-  }
-  if ([...sampling.logitBias.keys()].some((id) => id >= vocab)) {
+  if ([...request.sampling.logitBias.keys()].some((id) => id >= vocab)) {
     throw new ApiError('invalid_request', `logit_bias: token ids must be below ${vocab}`, {
       param: 'logit_bias',
     })
   }
-  const param = 'messages' in prompt ? 'messages' : 'prompt'
-  const tokens = countTokens(engine, prompt, param)
-  if (tokens > limits.promptTokens) {
-    const message = `the prompt has ${tokens} tokens, this server takes up to ${limits.promptTokens}`
-    throw new ApiError('prompt_too_long', message, { param })
-  }
-}
-
-/** The engine refuses prompts that are empty or longer than its memory; the caller is told which field that was. */
-function countTokens(engine: Engine, prompt: Prompt, param: string): number {
+  const param = 'messages' in request.prompt ? 'messages' : 'prompt'
   try {
-    return engine.tokenCount(prompt)
+    const tokens = engine.encode(request.prompt)
+    if (tokens.length > limits.promptTokens) {
+      const message = `the prompt has ${tokens.length} tokens, this server takes up to ${limits.promptTokens}`
+      throw new SparsedgeError('prompt_too_long', message)
+    }
+    return { ...request, prompt: { tokens } }
   } catch (cause) {
+    // The engine does not know which field that was.
     throw cause instanceof SparsedgeError ? new ApiError(cause.code, cause.message, { param, cause }) : cause
   }
 }

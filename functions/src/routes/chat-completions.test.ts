@@ -1,4 +1,5 @@
-import { describe, expect, test } from 'vitest'
+import { ChatTemplate } from '@sparsedge/engine/text/chat-template'
+import { describe, expect, onTestFinished, test, vi } from 'vitest'
 import { tinyTokenizer } from '../../../test/fixtures/tiny-tokenizer.ts'
 import { answerOf, chunksOf, NEVER_ENDS, streamedText, tinyApp } from '../testing.ts'
 
@@ -147,6 +148,14 @@ describe('a stream', () => {
       error: { code: 'prompt_too_long', type: 'invalid_request_error', param: 'messages' },
     })
   })
+})
+
+test('a prompt is rendered and tokenised once', async () => {
+  const encode = vi.spyOn(ChatTemplate.prototype, 'encode')
+  onTestFinished(() => encode.mockRestore())
+  const { post } = await tinyApp()
+  expect((await post(PATH, { messages, max_tokens: 1 })).status).toBe(200)
+  expect(encode).toHaveBeenCalledTimes(1)
 })
 
 describe('limits', () => {
