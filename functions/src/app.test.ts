@@ -1,5 +1,5 @@
 import { SparsedgeError } from '@sparsedge/engine/errors'
-import { describe, expect, test, vi } from 'vitest'
+import { describe, expect, onTestFinished, test, vi } from 'vitest'
 import { tinyApp } from './testing.ts'
 
 const CHAT = { messages: [{ role: 'user', content: 'hello' }], max_tokens: 2 }
@@ -216,6 +216,24 @@ describe('bodies that are too large', () => {
     })
     expect(response.status).toBe(413)
     expect(sent).toBeLessThan(2000)
+  })
+
+  test('a body that breaks off is no failure of the server', async () => {
+    const log = vi.spyOn(console, 'error').mockImplementation(() => {})
+    onTestFinished(() => log.mockRestore())
+    const { app } = await tinyApp({ limits })
+    for (const length of [{}, { 'Content-Length': '500' }]) {
+      const body = new ReadableStream<Uint8Array>({
+        pull(controller) {
+          controller.enqueue(new Uint8Array(100).fill(32))
+          controller.error(new Error('aborted'))
+        },
+      })
+      const headers = { 'Content-Type': 'application/json', ...length }
+      const response = await app.request('/v1/completions', { method: 'POST', body, duplex: 'half', headers })
+      expect(await response.json()).toMatchObject({ error: { code: 'cancelled' } })
+    }
+    expect(log).not.toHaveBeenCalled()
   })
 
   test('and one of exactly the limit passes', async () => {

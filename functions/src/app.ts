@@ -4,11 +4,11 @@
  * entries hand it what it serves.
  */
 import { Hono } from 'hono'
-import { bodyLimit } from 'hono/body-limit'
 import { cors } from 'hono/cors'
 import { requestId } from 'hono/request-id'
 import { bearer } from './middleware/bearer.ts'
-import { ApiError, onError, only, onNotFound } from './middleware/errors.ts'
+import { limitBody } from './middleware/body.ts'
+import { onError, only, onNotFound } from './middleware/errors.ts'
 import { chatCompletions } from './routes/chat-completions.ts'
 import { completions } from './routes/completions.ts'
 import { health } from './routes/health.ts'
@@ -54,14 +54,10 @@ export function createApp({ page: html, apiKey, allowedOrigins = [], ...options 
     }),
   )
   if (apiKey !== undefined) app.use('/v1/*', bearer(apiKey))
-  app.use('/v1/*', bodyLimit({ maxSize: service.limits.bodyBytes, onError: () => tooLarge(service) }))
+  app.use('/v1/*', limitBody(service.limits.bodyBytes))
   app.post('/v1/chat/completions', chatCompletions(service)).all(only('POST'))
   app.post('/v1/completions', completions(service)).all(only('POST'))
   app.get('/v1/models', listModels(service)).all(only('GET'))
   app.get('/v1/models/:model', retrieveModel(service)).all(only('GET'))
   return app
-}
-
-function tooLarge({ limits }: Service): never {
-  throw new ApiError('body_too_large', `a request's body may have up to ${limits.bodyBytes} bytes`)
 }

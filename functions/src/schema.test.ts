@@ -90,6 +90,28 @@ describe('malformed fields of both endpoints', () => {
   })
 })
 
+test.each<[z.ZodType, unknown, string]>([
+  [ChatBody, { messages: [] }, 'messages: must not be empty'],
+  [ChatBody, {}, 'messages: is missing'],
+  [ChatBody, [], 'the body must be an object'],
+  [ChatBody, { messages: ['hi'] }, 'messages[0]: must be an object'],
+  [
+    ChatBody,
+    { messages: [{ role: 'tool', content: '' }] },
+    'messages[0].role: must be one of system, developer, user, assistant',
+  ],
+  [CompletionBody, { prompt: '', logit_bias: { word: 1 } }, 'logit_bias.word: must be a token id'],
+  [CompletionBody, { prompt: '', logit_bias: { 5: 101 } }, 'logit_bias.5: must be at most 100'],
+  [CompletionBody, { prompt: '', temperature: 'hot' }, 'temperature: must be a number'],
+  [CompletionBody, { prompt: '', max_tokens: 1.5 }, 'max_tokens: must be a whole number'],
+  [CompletionBody, { prompt: '', top_k: -2 }, 'top_k: must be at least -1'],
+  [CompletionBody, { prompt: '', stop: [''] }, 'stop[0]: must not be empty'],
+  [CompletionBody, { prompt: '', stream: 1 }, 'stream: must be true or false'],
+  [CompletionBody, { prompt: [[]] }, 'prompt[0]: must not be empty'],
+])("what is wrong is said in a web developer's words: %#", async (schema, sent, message) => {
+  expect((await send(schema, sent)).body).toMatchObject({ error: { message } })
+})
+
 describe('prompts of a completion', () => {
   test.each<[unknown, unknown]>([
     ['a', [{ text: 'a' }]],

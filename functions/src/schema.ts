@@ -6,6 +6,7 @@
 import type { ChatMessage, Prompt, SamplingParams } from '@sparsedge/engine/request'
 import type { Context } from 'hono'
 import { z } from 'zod'
+import { bodyText } from './middleware/body.ts'
 import { ApiError } from './middleware/errors.ts'
 
 const TokenIds = z.array(z.int().nonnegative()).min(1)
@@ -105,7 +106,7 @@ export function stopsOf({ stop }: CommonBody): string[] {
  * JSON must be declared as such: a browser then asks for leave (CORS) before another site's page can make this server
  * work, which it would not for a form.
  *
- * @throws ApiError `unsupported_media_type`, `invalid_request` with the first malformed field as `param`
+ * @throws ApiError `unsupported_media_type`, `cancelled`, `invalid_request` with the first malformed field as `param`
  */
 export async function readBody<T>(c: Context, schema: z.ZodType<T>): Promise<T> {
   const type = c.req.header('Content-Type')?.split(';')[0].trim().toLowerCase()
@@ -115,18 +116,47 @@ export async function readBody<T>(c: Context, schema: z.ZodType<T>): Promise<T> 
       'send JSON, with the header "Content-Type: application/json"',
     )
   }
+  const text = await bodyText(c)
   let json: unknown
   try {
-    json = JSON.parse(await c.req.text())
+    json = JSON.parse(text)
   } catch (cause) {
     throw new ApiError('invalid_request', 'the body is not JSON', { cause })
   }
-  const parsed = schema.safeParse(json)
+  const parsed = schema.safeParse(json, { error: inWords })
   if (parsed.success) return parsed.data
   const { path, message } = parsed.error.issues[0]
-  if (path.length === 0) throw new ApiError('invalid_request', message)
+  if (path.length === 0) throw new ApiError('invalid_request', `the body ${message}`)
   const param = fieldName(path)
   throw new ApiError('invalid_request', `${param}: ${message}`, { param })
+}
+
+const TYPES: Readonly<Record<string, string>> = {
+  array: 'a list',
+  boolean: 'true or false',
+  int: 'a whole number',
+  number: 'a number',
+  object: 'an object',
+  record: 'an object',
+  string: 'a string',
+}
+
+/** What is wrong with a field, for who sent it; undefined where zod's own words will do. */
+function inWords(issue: z.core.$ZodRawIssue): string | undefined {
+  switch (issue.code) {
+    case 'invalid_type':
+      return issue.input === undefined ? 'is missing' : `must be ${TYPES[issue.expected] ?? issue.expected}`
+    case 'invalid_value':
+      return `must be one of ${issue.values.join(', ')}`
+    case 'too_small':
+      return issue.origin === 'array' || issue.origin === 'string'
+        ? 'must not be empty'
+        : `must be at least ${issue.minimum}`
+    case 'too_big':
+      return `must be at most ${issue.maximum}`
+    case 'invalid_key':
+      return issue.issues[0]?.message
+  }
 }
 
 /** `['messages', 0, 'content']` → `messages[0].content` */

@@ -2,6 +2,7 @@ import { mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises'
 import type { AddressInfo } from 'node:net'
 import { tmpdir } from 'node:os'
 import { dirname, join } from 'node:path'
+import { setImmediate } from 'node:timers/promises'
 import { type ServerType, serve } from '@hono/node-server'
 import OpenAI from 'openai'
 import { afterAll, afterEach, beforeAll, describe, expect, test, vi } from 'vitest'
@@ -91,13 +92,31 @@ describe('the entry', () => {
 
   test('a body sent in chunks, with no length, is held to the limit too', async () => {
     const huge = new ReadableStream({
-      pull: (controller) => controller.enqueue(new Uint8Array(65_536).fill(32)),
+      async pull(controller) {
+        // Without a pause it would keep this process from reading the answer.
+        await setImmediate()
+        controller.enqueue(new Uint8Array(65_536).fill(32))
+      },
     })
     const headers = { 'Content-Type': 'application/json', Authorization: 'Bearer open sesame' }
     const init = { method: 'POST', headers, body: huge, duplex: 'half' as const }
     const response = await fetch(`${client.baseURL}/chat/completions`, init)
     expect(response.status).toBe(413)
     expect(await response.json()).toMatchObject({ error: { code: 'body_too_large' } })
+  })
+
+  test('a body that is too large takes its connection with it, and no other request', async () => {
+    const post = {
+      method: 'POST',
+      headers: { 'Content-Type': 'application/json', Authorization: 'Bearer open sesame' },
+    }
+    for (let i = 0; i < 6; i++) {
+      const response = await fetch(`${client.baseURL}/completions`, { ...post, body: ' '.repeat(300_000) })
+      expect(response.status).toBe(413)
+      expect(response.headers.get('Connection')).toBe('close')
+      await response.text()
+      await client.models.list()
+    }
   })
 
   test.each(['SIGTERM', 'SIGINT'] as const)(

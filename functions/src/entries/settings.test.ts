@@ -39,6 +39,10 @@ describe('a server that is set up wrongly does not start, and says why', () => {
     ['CONTEXT_TOKENS', { MODEL: 'tiny', CONTEXT_TOKENS: '-1' }],
     ['MAX_TOKENS', { MODEL: 'tiny', MAX_TOKENS: '1.5' }],
     ['REQUEST_SECONDS', { MODEL: 'tiny', REQUEST_SECONDS: '0' }],
+    // A timer of so many seconds would fire at once.
+    ['REQUEST_SECONDS', { MODEL: 'tiny', REQUEST_SECONDS: '2147484' }],
+    ['CONTEXT_TOKENS', { MODEL: 'tiny', CONTEXT_TOKENS: '9007199254740991' }],
+    ['MAX_TOKENS', { MODEL: 'tiny', MAX_TOKENS: '9007199254740991' }],
   ])('%s', (name, environment) => {
     expect(() => readSettings(environment)).toThrow(name)
   })

@@ -5,7 +5,11 @@
 import { z } from 'zod'
 import type { AppOptions } from '../app.ts'
 
-const whole = z.coerce.number().int().positive()
+const whole = (most: number) => z.coerce.number().int().positive().max(most)
+/** More than any machine holds. */
+const MOST_TOKENS = 1 << 20
+/** A day. Timers take no more than 24 of them, and fire at once where they are given more. */
+const MOST_SECONDS = 86_400
 /** `FOO=` in an environment file means that FOO is not set. */
 const optional = <T extends z.ZodType>(type: T) =>
   z.preprocess((value) => value || undefined, type.optional())
@@ -26,11 +30,11 @@ export const Settings = z.object({
         .filter((origin) => origin !== ''),
     ),
   /** Tokens, prompts and answers, of all conversations under way together; what they take is taken from the arena. */
-  CONTEXT_TOKENS: optional(whole),
+  CONTEXT_TOKENS: optional(whole(MOST_TOKENS)),
   /** The longest answer, in tokens. */
-  MAX_TOKENS: optional(whole),
+  MAX_TOKENS: optional(whole(MOST_TOKENS)),
   /** The longest that one request may take. */
-  REQUEST_SECONDS: optional(whole),
+  REQUEST_SECONDS: optional(whole(MOST_SECONDS)),
 })
 
 export type Settings = z.infer<typeof Settings>
