@@ -13,9 +13,9 @@ const packs = await readdir(join(root, 'models'), { withFileTypes: true })
 for (const { name } of packs.filter((entry) => entry.isDirectory())) {
   // Nothing is said where nothing has to be done.
   let said = false
-  const say = () => {
+  const onBytes = () => {
     if (!said) console.log(`Putting ${name} into the local bucket …`)
     said = true
   }
-  await seedLocal(join(root, 'models', name), { root }, say)
+  await seedLocal(join(root, 'models', name), { root, onBytes })
 }

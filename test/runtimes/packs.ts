@@ -3,6 +3,7 @@
  * The packs that every runtime reads: tiny ones that between them have each kind of gate, layout and head, and the model
  * that ships.
  */
+import { verified } from '@sparsedge/engine/store/verified'
 import { directoryTarget } from '@sparsedge/weights-tool/push/directory'
 import { localTarget } from '@sparsedge/weights-tool/push/local'
 import { push } from '@sparsedge/weights-tool/push/push'
@@ -28,7 +29,7 @@ export async function addTinyPacks(directory: string, state: string): Promise<vo
   const targets = [directoryTarget(directory), await localTarget({ root: ROOT, state })]
   for (const options of TINY) {
     const { manifest, store } = await tinyPack(options)
-    for (const target of targets) await push({ path: '', manifest, store }, target)
+    for (const target of targets) await push({ path: '', manifest, store: verified(store) }, target)
   }
   for (const target of targets) await target.close()
 }

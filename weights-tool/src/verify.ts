@@ -4,9 +4,8 @@
  */
 import { SparsedgeError } from '@sparsedge/engine/errors'
 import type { Manifest } from '@sparsedge/engine/pack/manifest'
-import { sha256 } from '@sparsedge/engine/store/sha256'
 import type { ShardStore } from '@sparsedge/engine/store/store'
-import { readShard } from './pack-directory.ts'
+import { readBundle, readShard } from './pack-directory.ts'
 
 export interface Verification {
   readonly objects: number
@@ -29,9 +28,9 @@ export async function verifyPack(
   const faults: SparsedgeError[] = []
   let objects = 0
   let bytes = 0
-  const check = async (place: SparsedgeError['place'], look: () => Promise<number>) => {
+  const check = async (place: SparsedgeError['place'], look: () => Promise<Uint8Array>) => {
     try {
-      bytes += await look()
+      bytes += (await look()).length
     } catch (error) {
       if (!(error instanceof SparsedgeError)) throw error
       faults.push(error.at({ ...place, model: manifest.name }))
@@ -40,20 +39,10 @@ export async function verifyPack(
     onObject?.()
   }
   for (const ref of [...manifest.trunk.shards, ...textRefs(manifest)]) {
-    await check({}, async () => (await readShard(store, ref)).length)
+    await check({}, () => readShard(store, ref))
   }
-  for (const [layer, { bundle, shards }] of manifest.experts.layers.entries()) {
-    await check({ layer }, async () => {
-      const size = manifest.experts.bytes
-      const whole = await readShard(store, { hash: bundle, bytes: size * shards.length })
-      for (const [expert, hash] of shards.entries()) {
-        const found = await sha256(whole.subarray(expert * size, (expert + 1) * size))
-        if (found === hash) continue
-        const message = `bundle ${bundle} holds other bytes than expert ${expert} of layer ${layer}; pack the model again`
-        throw new SparsedgeError('shard_hash_mismatch', message, { layer, expert, shard: hash })
-      }
-      return whole.length
-    })
+  for (const layer of manifest.experts.layers.keys()) {
+    await check({ layer }, async () => (await readBundle(store, manifest, layer)).bytes)
   }
   return { objects, bytes, faults }
 }

@@ -36,7 +36,7 @@ async function verify({ hash, bytes }: Destination, tier: Tier): Promise<void> {
   if (found === hash) return
   throw new SparsedgeError(
     'shard_hash_mismatch',
-    `the bytes of shard ${hash} from the ${tier} store hash to ${found}; they are damaged, push the pack again`,
+    `the bytes of shard ${hash} from the ${tier} store hash to ${found}; they are damaged, push the pack again with --force`,
     { shard: hash, tier },
   )
 }

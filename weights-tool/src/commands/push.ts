@@ -7,15 +7,14 @@ import { Command } from 'commander'
 import { openPackDirectory, type PackDirectory } from '../pack-directory.ts'
 import { directoryTarget } from '../push/directory.ts'
 import { expandPack } from '../push/expand.ts'
-import { type PushResult, push } from '../push/push.ts'
-import { s3Target } from '../push/s3.ts'
+import { type PushOptions, type PushResult, push } from '../push/push.ts'
 import { pushLocal } from '../push/seed.ts'
 import { megabytes } from './format.ts'
 import { progressBar } from './progress.ts'
 
 const EXAMPLES = `
 Sends the trunk, every layer's bundle and every expert cut from it, each verified, and the manifest last. What is there
-already is skipped, so a push that was interrupted goes on where it stopped.
+already (by name and size) is skipped, so a push that was interrupted goes on where it stopped.
 
 Targets:
   local               the bucket of \`wrangler dev\` on this machine (of the wrangler.toml in the working directory)
@@ -31,6 +30,7 @@ Examples:
 interface PushFlags {
   readonly to: string
   readonly endpoint?: string
+  readonly force?: true
 }
 
 export function pushCommand(): Command {
@@ -39,6 +39,7 @@ export function pushCommand(): Command {
     .argument('<pack>', 'pack directory')
     .requiredOption('--to <target>', 'local, a directory, or s3://bucket[/prefix]')
     .option('--endpoint <url>', 'where the S3 API of the bucket is')
+    .option('--force', 'send what is there already too: mends objects whose bytes are damaged')
     .addHelpText('after', EXAMPLES)
     .action(runPush)
 }
@@ -48,8 +49,8 @@ async function runPush(path: string, flags: PushFlags): Promise<void> {
   const pack = await openPackDirectory(path)
   const sizes = expandPack(pack.manifest, pack.store).flatMap(({ objects }) => objects)
   const bar = progressBar(Math.round(sizes.reduce((sum, { size }) => sum + size, 0) / 1e6), 'MB')
-  const onBytes = (bytes: number) => bar.step(bytes / 1e6, '')
-  const { sent, sentBytes, skipped } = await send(pack, target, onBytes).finally(bar.stop)
+  const options = { force: flags.force === true, onBytes: (bytes: number) => bar.step(bytes / 1e6, '') }
+  const { sent, sentBytes, skipped } = await send(pack, target, options).finally(bar.stop)
   console.log(
     `${pack.manifest.name}: ${sent} objects sent (${megabytes(sentBytes)}), ${skipped} were there already`,
   )
@@ -87,13 +88,11 @@ export function parseTarget({ to, endpoint }: PushFlags): Target {
   return to === 'local' ? { kind: 'local' } : { kind: 'directory', path: to }
 }
 
-async function send(
-  pack: PackDirectory,
-  target: Target,
-  onBytes: (bytes: number) => void,
-): Promise<PushResult> {
-  if (target.kind === 'local') return await pushLocal(pack, { root: process.cwd() }, onBytes)
-  if (target.kind === 'directory') return await push(pack, directoryTarget(target.path), onBytes)
+async function send(pack: PackDirectory, target: Target, options: PushOptions): Promise<PushResult> {
+  if (target.kind === 'local') return await pushLocal(pack, { root: process.cwd(), ...options })
+  if (target.kind === 'directory') return await push(pack, directoryTarget(target.path), options)
+  // The client takes long to load, and only this target needs it.
+  const { s3Target } = await import('../push/s3.ts')
   const bucket = s3Target(target)
-  return await push(pack, bucket, onBytes).finally(bucket.close)
+  return await push(pack, bucket, options).finally(bucket.close)
 }

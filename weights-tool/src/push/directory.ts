@@ -2,27 +2,42 @@
  * @module
  * A directory as a target: for a static file server, or for `fsStore`.
  */
-import { mkdir, readdir, rename, stat, writeFile } from 'node:fs/promises'
+import { randomUUID } from 'node:crypto'
+import { mkdir, rename, rm, stat, writeFile } from 'node:fs/promises'
 import { dirname, join } from 'node:path'
+import { HASH } from '@sparsedge/engine/store/store'
+import { cannot, codeOf } from '../files.ts'
+import { entriesOf } from '../pack-directory.ts'
 import type { PushTarget } from './push.ts'
 
 export function directoryTarget(directory: string): PushTarget {
   return {
     async shards() {
       const sizes = new Map<string, number>()
-      const names = await readdir(join(directory, 'shards')).catch(() => [])
-      for (const name of names) {
+      for (const name of await entriesOf(join(directory, 'shards'))) {
+        if (!HASH.test(name)) continue
         const key = `shards/${name}`
-        sizes.set(key, (await stat(join(directory, key))).size)
+        const path = join(directory, key)
+        const found = await stat(path).catch((cause: unknown) =>
+          // Somebody else may clean up here.
+          codeOf(cause) === 'ENOENT' ? undefined : cannot(`look at ${path}`)(cause),
+        )
+        if (found) sizes.set(key, found.size)
       }
       return sizes
     },
     async put({ key, bytes }) {
       const path = join(directory, key)
-      await mkdir(dirname(path), { recursive: true })
-      // A reader sees all of a file or none of it.
-      await writeFile(`${path}.partial`, bytes)
-      await rename(`${path}.partial`, path)
+      // A reader sees all of a file or none of it, and two pushes at once do not write into each other's.
+      const partial = `${path}.${randomUUID()}.partial`
+      try {
+        await mkdir(dirname(path), { recursive: true })
+        await writeFile(partial, bytes)
+        await rename(partial, path)
+      } catch (cause) {
+        await rm(partial, { force: true }).catch(() => {})
+        cannot(`write ${path}`)(cause)
+      }
     },
     close: async () => {},
   }

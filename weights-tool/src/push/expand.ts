@@ -3,11 +3,9 @@
  * From a pack directory to the objects of a bucket. A directory holds no byte twice; a bucket also has every expert as
  * an object of its own, cut from its layer's bundle here.
  */
-import { SparsedgeError } from '@sparsedge/engine/errors'
 import type { Manifest, ShardRef } from '@sparsedge/engine/pack/manifest'
-import { sha256 } from '@sparsedge/engine/store/sha256'
 import { type ShardStore, shardKey } from '@sparsedge/engine/store/store'
-import { readShard } from '../pack-directory.ts'
+import { readBundle, readShard } from '../pack-directory.ts'
 
 export interface StoredObject {
   readonly key: string
@@ -26,14 +24,31 @@ export interface PackFile {
   read(): Promise<StoredObject[]>
 }
 
-/** All files of a pack but the manifest, in the order in which a forward pass needs them. */
+/**
+ * All files of a pack but the manifest, in the order in which a forward pass needs them. No object comes twice: where
+ * bytes are equal (two experts of zeros, a layer of one expert), the first file that has them brings them.
+ *
+ * @param store one that verifies
+ */
 export function expandPack(manifest: Manifest, store: ShardStore): PackFile[] {
   const { trunk, text, experts } = manifest
   const whole = [...trunk.shards, text.tokenizer, ...(text.chatTemplate ? [text.chatTemplate] : [])]
-  return [
+  const files = [
     ...whole.map((ref) => wholeFile(store, ref)),
-    ...experts.layers.map((layer) => bundleFile(store, layer, experts.bytes)),
+    ...experts.layers.map((_, layer) => bundleFile(store, manifest, layer)),
   ]
+  const seen = new Set<string>()
+  return files.map(({ objects, read }) => {
+    const isNew = objects.map(({ key, size }) => {
+      // With its size: a manifest that gives one name two sizes must not get past the reading.
+      const before = seen.size
+      return seen.add(`${key} ${size}`).size > before
+    })
+    return {
+      objects: objects.filter((_, i) => isNew[i]),
+      read: async () => (await read()).filter((_, i) => isNew[i]),
+    }
+  })
 }
 
 function wholeFile(store: ShardStore, ref: ShardRef): PackFile {
@@ -44,29 +59,15 @@ function wholeFile(store: ShardStore, ref: ShardRef): PackFile {
   }
 }
 
-function bundleFile(
-  store: ShardStore,
-  { bundle, shards }: Manifest['experts']['layers'][number],
-  expertBytes: number,
-): PackFile {
-  const size = shards.length * expertBytes
+function bundleFile(store: ShardStore, manifest: Manifest, layer: number): PackFile {
+  const { bytes: size, layers } = manifest.experts
+  const { bundle, shards } = layers[layer]
+  const keys = [...shards, bundle].map(shardKey)
   return {
-    objects: [
-      ...shards.map((hash) => ({ key: shardKey(hash), size: expertBytes })),
-      { key: shardKey(bundle), size },
-    ],
+    objects: keys.map((key, i) => ({ key, size: i < shards.length ? size : size * shards.length })),
     async read() {
-      const bytes = await readShard(store, { hash: bundle, bytes: size })
-      const objects: StoredObject[] = []
-      for (const [expert, hash] of shards.entries()) {
-        const cut = bytes.subarray(expert * expertBytes, (expert + 1) * expertBytes)
-        if ((await sha256(cut)) !== hash) {
-          const message = `bundle ${bundle} holds other bytes than expert ${expert}; pack the model again`
-          throw new SparsedgeError('shard_hash_mismatch', message, { expert, shard: hash })
-        }
-        objects.push({ key: shardKey(hash), bytes: cut })
-      }
-      return [...objects, { key: shardKey(bundle), bytes }]
+      const { experts, bytes } = await readBundle(store, manifest, layer)
+      return [...experts, bytes].map((bytes, i) => ({ key: keys[i], bytes }))
     },
   }
 }

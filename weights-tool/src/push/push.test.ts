@@ -1,13 +1,14 @@
-import { mkdtemp, readFile, rm, truncate, writeFile } from 'node:fs/promises'
+import { mkdir, mkdtemp, readdir, readFile, rm, truncate, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
+import type { WeightSource } from '@sparsedge/engine/model/weights'
 import { parseManifest } from '@sparsedge/engine/pack/manifest'
 import { fsStore } from '@sparsedge/engine/store/fs'
 import { shardKey } from '@sparsedge/engine/store/store'
 import { verified } from '@sparsedge/engine/store/verified'
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
 import { writePack } from '../../../test/fixtures/pack-directory.ts'
-import { type TinyPack, tinyPack } from '../../../test/fixtures/tiny.ts'
+import { packOf, type TinyPack, tinyPack, tinySource } from '../../../test/fixtures/tiny.ts'
 import type { PackDirectory } from '../pack-directory.ts'
 import { directoryTarget } from './directory.ts'
 import { expandPack } from './expand.ts'
@@ -53,9 +54,10 @@ describe('push to a directory', () => {
   test('cuts the experts from the bundles; all of the pack can be served', async () => {
     const out = join(folder, 'out')
     let bytes = 0
-    const result = await push(pack, directoryTarget(out), (count) => {
+    const onBytes = (count: number) => {
       bytes += count
-    })
+    }
+    const result = await push(pack, directoryTarget(out), { onBytes })
     expect(result).toEqual({ sent: objects, sentBytes: bytes, skipped: 0 })
     await expectServable(out)
     expect(await readFile(join(out, 'models/tiny/manifest.json'))).toEqual(
@@ -73,6 +75,94 @@ describe('push to a directory', () => {
     await rm(join(out, shardKey(shards[2])))
     expect(await push(pack, target)).toMatchObject({ sent: 2, skipped: objects - 2 })
     await expectServable(out)
+  })
+
+  test('what is damaged in the right size is sent again when told to', async () => {
+    const out = join(folder, 'forced')
+    const target = directoryTarget(out)
+    await push(pack, target)
+    const path = join(out, shardKey(tiny.manifest.trunk.shards[0].hash))
+    const bytes = await readFile(path)
+    bytes[0] ^= 1
+    await writeFile(path, bytes)
+    expect(await push(pack, target)).toMatchObject({ sent: 0 })
+    expect(await push(pack, target, { force: true })).toMatchObject({ sent: objects, skipped: 0 })
+    await expectServable(out)
+  })
+
+  test('equal experts are one object, sent once', async () => {
+    const zeros = tinySource()
+    const equal: WeightSource = {
+      ...zeros,
+      async tensor(name) {
+        const { shape, data } = await zeros.tensor(name)
+        return { shape, data: name.includes('.mlp.') ? data.fill(0) : data }
+      },
+    }
+    const twins = await packOf(equal)
+    const { layers } = twins.manifest.experts
+    expect(new Set(layers.flatMap(({ shards }) => shards)).size).toBe(1)
+    const directory = await writePack(twins, join(folder, 'twins'))
+    const puts: string[] = []
+    const target = directoryTarget(join(folder, 'twins out'))
+    const counting: PushTarget = {
+      ...target,
+      async put(object, headers) {
+        puts.push(object.key)
+        await target.put(object, headers)
+      },
+    }
+    const { sent, skipped } = await push(directory, counting)
+    expect(puts.length).toBe(new Set(puts).size)
+    expect({ sent, skipped }).toEqual({ sent: twins.store.objects.size - 1, skipped: 0 })
+    expect(await push(directory, counting)).toMatchObject({ sent: 0, skipped: sent })
+  })
+
+  test('two pushes at once into one directory both succeed, and leave nothing but the pack', async () => {
+    const out = join(folder, 'at once')
+    await Promise.all([push(pack, directoryTarget(out)), push(pack, directoryTarget(out))])
+    await expectServable(out)
+    expect(await readdir(join(out, 'shards'))).toHaveLength(objects)
+    expect(await readdir(join(out, 'models/tiny'))).toEqual(['manifest.json'])
+  })
+
+  test.each([
+    { when: 'while others are sent', first: false },
+    { when: 'while nothing is left to send', first: true },
+  ])('an object that goes missing $when keeps the manifest back', async ({ when, first }) => {
+    const out = join(folder, `lost ${when}`)
+    const directory = directoryTarget(out)
+    if (first) {
+      await push(pack, directory)
+      await rm(join(out, 'models'), { recursive: true })
+    }
+    let listings = 0
+    const leaking: PushTarget = {
+      ...directory,
+      async shards() {
+        const there = await directory.shards()
+        if (++listings === 2) there.delete(shardKey(tiny.manifest.text.tokenizer.hash))
+        return there
+      },
+    }
+    await expect(push(pack, leaking)).rejects.toMatchObject({
+      code: 'shard_missing',
+      message: expect.stringContaining(tiny.manifest.text.tokenizer.hash),
+    })
+    await expect(fsStore(out).manifest('tiny')).rejects.toMatchObject({ code: 'unknown_model' })
+  })
+
+  test.each([
+    { what: 'a file in place of the directory', at: '' },
+    { what: 'a file in place of its shards', at: 'shards' },
+    { what: 'a file in place of its models', at: 'models' },
+  ])('$what is told in words', async ({ what, at }) => {
+    const out = join(folder, what)
+    if (at !== '') await mkdir(out)
+    await writeFile(join(out, at), 'mine')
+    const message = expect.stringContaining('a file stands where a directory is needed')
+    await expect(push(pack, directoryTarget(out))).rejects.toMatchObject({ message })
+    expect(await readFile(join(out, at), 'utf8')).toBe('mine')
   })
 
   test('the manifest goes last; a push that was interrupted goes on where it stopped', async () => {
@@ -136,12 +226,13 @@ describe('push to a directory', () => {
 
   test('an object is told how to be served: shards for ever, the manifest for a minute', async () => {
     const served = new Map<string, string>()
+    const directory = directoryTarget(join(folder, 'headers'))
     const target: PushTarget = {
-      shards: async () => new Map(),
-      put: async ({ key }, { contentType, cacheControl }) => {
-        served.set(key, `${contentType}; ${cacheControl}`)
+      ...directory,
+      async put(object, headers) {
+        served.set(object.key, `${headers.contentType}; ${headers.cacheControl}`)
+        await directory.put(object, headers)
       },
-      close: async () => {},
     }
     await push(pack, target)
     const manifest = served.get('models/tiny/manifest.json')
@@ -155,7 +246,8 @@ describe('push to a directory', () => {
   test('cancelling stops it', async () => {
     const abort = new AbortController()
     const out = join(folder, 'cancelled')
-    const pushing = push(pack, directoryTarget(out), () => abort.abort(), abort.signal)
+    const options = { onBytes: () => abort.abort(), signal: abort.signal }
+    const pushing = push(pack, directoryTarget(out), options)
     await expect(pushing).rejects.toMatchObject({ code: 'cancelled' })
     await expect(fsStore(out).manifest('tiny')).rejects.toMatchObject({ code: 'unknown_model' })
   })

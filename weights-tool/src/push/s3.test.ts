@@ -7,6 +7,7 @@ import {
 } from '@aws-sdk/client-s3'
 import { inLanes } from '@sparsedge/engine/store/lanes'
 import { manifestKey } from '@sparsedge/engine/store/store'
+import { verified } from '@sparsedge/engine/store/verified'
 import { type FauxqsServer, startFauxqs } from 'fauxqs'
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test, vi } from 'vitest'
 import { type TinyPack, tinyPack } from '../../../test/fixtures/tiny.ts'
@@ -32,7 +33,7 @@ beforeAll(async () => {
   await client.send(new CreateBucketCommand({ Bucket: 'packs' }))
   tiny = await tinyPack()
   // Its store serves the bundles as a directory does.
-  pack = { path: 'tiny', ...tiny }
+  pack = { path: 'tiny', ...tiny, store: verified(tiny.store) }
 })
 afterAll(async () => {
   client.destroy()

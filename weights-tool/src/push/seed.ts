@@ -7,13 +7,11 @@ import { readFile, rm, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { SparsedgeError } from '@sparsedge/engine/errors'
 import { sha256 } from '@sparsedge/engine/store/sha256'
+import { cannot } from '../files.ts'
 import { manifestBytes } from '../pack.ts'
 import { openPackDirectory, type PackDirectory } from '../pack-directory.ts'
 import { type LocalOptions, localBuckets, localTarget } from './local.ts'
-import { type PushResult, push } from './push.ts'
-
-/** @param bytes of an object that was pushed or skipped */
-type OnBytes = (bytes: number) => void
+import { type PushOptions, type PushResult, push } from './push.ts'
 
 /**
  * Pushes a pack directory into the local bucket unless exactly this pack was the last of its name that was pushed.
@@ -23,27 +21,25 @@ type OnBytes = (bytes: number) => void
  */
 export async function seedLocal(
   packPath: string,
-  options: LocalOptions,
-  onBytes?: OnBytes,
+  options: LocalOptions & PushOptions,
 ): Promise<PushResult | undefined> {
   const pack = await openPackDirectory(packPath)
   const { path, content } = await note(pack, options)
   if ((await readFile(path, 'utf8').catch(() => undefined)) === content) return undefined
-  return await pushLocal(pack, options, onBytes)
+  return await pushLocal(pack, options)
 }
 
 /** Pushes a pack into the local bucket. @throws SparsedgeError as `push` does, `store_unavailable` */
 export async function pushLocal(
   pack: PackDirectory,
-  options: LocalOptions,
-  onBytes?: OnBytes,
+  options: LocalOptions & PushOptions,
 ): Promise<PushResult> {
   const { path, content } = await note(pack, options)
-  await rm(path, { force: true })
+  await rm(path, { force: true }).catch(cannot(`remove ${path}`))
   const target = await localTarget(options)
   try {
-    const result = await push(pack, target, onBytes)
-    await writeFile(path, content)
+    const result = await push(pack, target, options)
+    await writeFile(path, content).catch(cannot(`write ${path}`))
     return result
   } finally {
     await target.close()
