@@ -61,7 +61,7 @@ it('has these commands and options; a change here is a change for its users', ()
     ['inspect', 'pack', []],
     ['verify', 'pack', []],
     ['unpack', 'pack', ['-o, --out <directory>', '--dtype <type>']],
-    ['push', 'pack', ['--to <target>', '--endpoint <url>']],
+    ['push', 'pack', ['--to <target>', '--endpoint <url>', '--force']],
   ])
 })
 
@@ -160,7 +160,30 @@ describe('verify', () => {
     expect(code).toBe(1)
     const codes = stdout.split('\n').map((line) => line.split(':')[0])
     expect(codes.sort()).toEqual(['', 'shard_hash_mismatch', 'shard_missing', 'shard_too_short'])
+    for (const part of ['the bundle of layer 1 (', 'the bundle of layer 2 (', 'tokenizer.json (']) {
+      expect(stdout).toContain(part)
+    }
+    // The pack that is wrong is this one, not what was pushed from it.
+    expect(stdout).toContain('copy the pack here again, or pack the model again')
+    expect(stdout).not.toContain('push')
     expect(stderr).toContain('error: 3 of 6 objects of damaged are wrong')
+  })
+})
+
+describe('a pack from a stranger', () => {
+  it('does not command the terminal', async () => {
+    const source = '\u001b]0;owned\u0007 checkpoint \u009b2J'
+    await run('pack', checkpoint, '--out', at('stranger'), '--source', source)
+    const shown = await run('inspect', at('stranger'))
+    expect(shown).toMatchObject({ code: 0, stdout: expect.stringContaining('owned') })
+    const manifest = at('stranger', 'manifest.json')
+    const json = JSON.parse(await readFile(manifest, 'utf8'))
+    await writeFile(manifest, JSON.stringify({ ...json, 'odd \u001b[2J': 1 }))
+    const refused = await run('verify', at('stranger'))
+    expect(refused).toMatchObject({ code: 1, stderr: expect.stringContaining('odd') })
+    for (const command of ['\u001b', '\u0007', '\u009b']) {
+      expect(shown.stdout + refused.stderr).not.toContain(command)
+    }
   })
 })
 
@@ -201,6 +224,17 @@ describe('a failure', () => {
     expect(code).toBe(1)
     expect(stderr).toContain('has no tensor model.layers.3.')
     expect(await readdir(directory)).not.toEqual(expect.arrayContaining([expect.stringContaining('half')]))
+  })
+
+  it.each(['pack', 'unpack', 'push'])('of %s leaves a file alone that stands in its way', async (command) => {
+    const file = at(`file-${command}`)
+    await writeFile(file, 'mine')
+    await run('pack', checkpoint, '--out', at('source'), '--force')
+    const from = command === 'pack' ? checkpoint : at('source')
+    const { code, stderr } = await run(command, from, command === 'push' ? '--to' : '--out', file)
+    expect(code).toBe(1)
+    expect(stderr).toContain('a file stands where a directory is needed; choose another path')
+    expect(await readFile(file, 'utf8')).toBe('mine')
   })
 
   it.each(['pack', 'unpack'])('of %s never touches files of others', async (command) => {

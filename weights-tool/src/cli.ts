@@ -6,11 +6,13 @@
  */
 import { Command } from 'commander'
 import packageJson from '../package.json' with { type: 'json' }
+import { printable } from './commands/format.ts'
 import { inspectCommand } from './commands/inspect.ts'
 import { packCommand } from './commands/pack.ts'
 import { pushCommand } from './commands/push.ts'
 import { unpackCommand } from './commands/unpack.ts'
 import { verifyCommand } from './commands/verify.ts'
+import { inWords } from './files.ts'
 
 export function createProgram(): Command {
   return new Command('weights-tool')
@@ -40,7 +42,8 @@ if (import.meta.main) {
   try {
     await program.parseAsync()
   } catch (error) {
-    console.error(describe(error, program.opts<{ verbose?: true }>().verbose === true))
+    const verbose = program.opts<{ verbose?: true }>().verbose === true
+    console.error(printable(describe(inWords(error), verbose)))
     process.exitCode = 1
   }
 }

@@ -10,6 +10,7 @@ import { packWeights } from '@sparsedge/engine/pack/weights'
 import type { z } from 'zod'
 import type { DsMoe } from './checkpoint/huggingface.ts'
 import { writeSafetensors } from './checkpoint/safetensors.ts'
+import { cannot } from './files.ts'
 import { type PackDirectory, readShard } from './pack-directory.ts'
 
 export interface UnpackOptions {
@@ -23,7 +24,8 @@ export interface UnpackOptions {
  * Writes config.json, model.safetensors, tokenizer.json and, where there is one, chat_template.jinja.
  *
  * @param directory is made where it does not exist
- * @throws SparsedgeError what the store throws; `checkpoint_unsupported` for a weight that is too large for F16
+ * @throws SparsedgeError what the store throws; `checkpoint_unsupported` for a weight that is too large for F16;
+ * `store_unavailable` where nothing can be written
  */
 export async function unpack(
   { manifest, store }: PackDirectory,
@@ -31,8 +33,11 @@ export async function unpack(
   { dtype, onTensor }: UnpackOptions,
 ): Promise<void> {
   const { config, text, quantisation } = manifest
-  await mkdir(directory, { recursive: true })
-  const write = (file: string, content: Uint8Array | string) => writeFile(join(directory, file), content)
+  await mkdir(directory, { recursive: true }).catch(cannot(`make ${directory}`))
+  const write = (file: string, content: Uint8Array | string) => {
+    const path = join(directory, file)
+    return writeFile(path, content).catch(cannot(`write ${path}`))
+  }
   const weights = packWeights(manifest, store)
   const quantised = new Set(quantisation.map(({ name }) => name))
   const tensors = tensorNames(config).map((name) => ({

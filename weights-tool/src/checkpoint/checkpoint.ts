@@ -9,6 +9,7 @@ import { ModelConfig } from '@sparsedge/engine/model/config'
 import type { WeightSource } from '@sparsedge/engine/model/weights'
 import type { Manifest } from '@sparsedge/engine/pack/manifest'
 import { z } from 'zod'
+import { cannot } from '../files.ts'
 
 export interface Checkpoint {
   readonly weights: WeightSource
@@ -115,11 +116,7 @@ export async function textFiles(
 
 /** @throws SparsedgeError `checkpoint_malformed` if it cannot be read */
 export async function readText(path: string): Promise<Uint8Array<ArrayBuffer>> {
-  try {
-    return new Uint8Array(await readFile(path))
-  } catch (cause) {
-    throw malformed(`cannot read ${path}; is it there?`, cause)
-  }
+  return new Uint8Array(await readFile(path).catch(cannot(`read ${path}`, 'checkpoint_malformed')))
 }
 
 /**

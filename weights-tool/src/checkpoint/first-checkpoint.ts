@@ -21,7 +21,10 @@ import {
 import { floatsFromBF16 } from './numbers.ts'
 import { openSafetensors, type TensorFile } from './safetensors.ts'
 
-const count = z.int().positive()
+const count = z
+  .int()
+  .positive()
+  .max(2 ** 24)
 
 const Measured = z.looseObject({ ppl: z.number(), kl: z.number(), share: z.number() })
 

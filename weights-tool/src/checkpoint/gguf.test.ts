@@ -199,6 +199,12 @@ describe('what cannot be read', () => {
       'checkpoint_malformed',
       'llama.block_count',
     ],
+    [
+      'heads of absurd size',
+      { 'llama.attention.key_length': u32(2 ** 31) },
+      'checkpoint_malformed',
+      'llama.attention.key_length',
+    ],
     ['experts of its own', { 'llama.expert_count': u32(8) }, 'checkpoint_malformed', 'experts of their own'],
     [
       'half-rotated heads',

@@ -22,7 +22,10 @@ import { type LargeFile, openLargeFile } from './file.ts'
 import { GGML_TYPES, type GgmlType } from './gguf-blocks.ts'
 import { GgufTokenizer, tokenizerFromGguf } from './gguf-tokenizer.ts'
 
-const count = z.int().positive()
+const count = z
+  .int()
+  .positive()
+  .max(2 ** 24)
 /** llama.cpp writes sizes of 64 bits for some keys. */
 const size = z.union([count, z.bigint().transform(Number).pipe(count)])
 const factor = z.number().positive()

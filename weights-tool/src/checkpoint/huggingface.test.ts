@@ -202,6 +202,7 @@ describe('what cannot be read', () => {
     ],
     ['no hidden size', { hidden_size: undefined }, 'checkpoint_malformed', 'hidden_size'],
     ['a negative number of layers', { num_hidden_layers: -1 }, 'checkpoint_malformed', 'num_hidden_layers'],
+    ['heads of absurd size', { head_dim: 2 ** 40 }, 'checkpoint_malformed', 'head_dim'],
     ['no epsilon', { rms_norm_eps: 'small' }, 'checkpoint_malformed', 'rms_norm_eps'],
   ]
   it.each(refused)('%s', async (_, config, code, message) => {

@@ -11,6 +11,7 @@ import { type RopeFrequencies, RopeScaling, ropeFrequencies } from '@sparsedge/e
 import { tensorShape, type WeightSource } from '@sparsedge/engine/model/weights'
 import { Manifest } from '@sparsedge/engine/pack/manifest'
 import { z } from 'zod'
+import { cannot, codeOf } from '../files.ts'
 import {
   type Checkpoint,
   type ImportOptions,
@@ -24,7 +25,10 @@ import {
 } from './checkpoint.ts'
 import { openSafetensors, type TensorFile } from './safetensors.ts'
 
-const count = z.int().positive()
+const count = z
+  .int()
+  .positive()
+  .max(2 ** 24)
 const tokenId = z.int().nonnegative()
 const tokenIds = z.union([tokenId, z.array(tokenId)]).nullish()
 
@@ -269,12 +273,11 @@ async function openTensors(directory: string): Promise<Tensors> {
 // ---- Files ------------------------------------------------------------------------------------------------------------
 
 async function optional(directory: string, file: string): Promise<Uint8Array<ArrayBuffer> | undefined> {
-  try {
-    return new Uint8Array(await readFile(join(directory, file)))
-  } catch (cause) {
-    if (cause instanceof Error && 'code' in cause && cause.code === 'ENOENT') return undefined
-    throw malformed(`cannot read ${join(directory, file)}`, cause)
-  }
+  const path = join(directory, file)
+  const bytes = await readFile(path).catch((cause: unknown) =>
+    codeOf(cause) === 'ENOENT' ? undefined : cannot(`read ${path}`, 'checkpoint_malformed')(cause),
+  )
+  return bytes && new Uint8Array(bytes)
 }
 
 async function optionalJson<Schema extends z.ZodType>(

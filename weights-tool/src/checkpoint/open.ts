@@ -5,6 +5,7 @@
 import { stat } from 'node:fs/promises'
 import { join } from 'node:path'
 import { z } from 'zod'
+import { cannot, codeOf } from '../files.ts'
 import { type Checkpoint, type ImportOptions, malformed, parseJson, readText } from './checkpoint.ts'
 import { FirstConfig, openFirstCheckpoint } from './first-checkpoint.ts'
 import { openGguf } from './gguf.ts'
@@ -17,7 +18,8 @@ import { openHuggingFace } from './huggingface.ts'
  */
 export async function openCheckpoint(path: string, options: ImportOptions = {}): Promise<Checkpoint> {
   const found = await stat(path).catch((cause: unknown) => {
-    throw malformed(`there is no checkpoint at ${path}`, cause)
+    if (codeOf(cause) !== 'ENOENT') return cannot(`read ${path}`, 'checkpoint_malformed')(cause)
+    throw malformed(`there is no checkpoint at ${path}; is the path right?`, cause)
   })
   if (!found.isDirectory()) return openGguf(path, options)
   const config = parseJson(z.unknown(), await readText(join(path, 'config.json')), 'config.json')

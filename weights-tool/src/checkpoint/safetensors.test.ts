@@ -114,6 +114,13 @@ describe('a hostile file', () => {
     await expect(openSafetensors(empty)).rejects.toThrow('ends too early')
   })
 
+  it('that is a directory is refused', async () => {
+    await expect(openSafetensors(directory)).rejects.toMatchObject({
+      code: 'checkpoint_malformed',
+      message: expect.stringContaining('is not a file'),
+    })
+  })
+
   it('never causes anything but a typed error', async () => {
     const path = join(directory, 'fuzz.safetensors')
     const good = JSON.stringify({ a: tensor([2, 2], 0, 16), b: tensor([4], 16, 24, 'F16') })

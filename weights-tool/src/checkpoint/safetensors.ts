@@ -6,6 +6,7 @@
 import { open } from 'node:fs/promises'
 import type { FloatTensor } from '@sparsedge/engine/model/weights'
 import { z } from 'zod'
+import { cannot } from '../files.ts'
 import { malformed, parseJson, unsupported } from './checkpoint.ts'
 import { type LargeFile, openLargeFile } from './file.ts'
 import { floatsFromBF16, floatsFromF16, floatsFromF32, floatToHalf, viewOf } from './numbers.ts'
@@ -155,7 +156,8 @@ export interface OutgoingTensor {
  * Writes a safetensors file, tensor after tensor, so that only one is held at a time.
  *
  * @param read gives the weights of a tensor, as many as its shape says
- * @throws SparsedgeError `checkpoint_unsupported` for a weight that is too large for F16
+ * @throws SparsedgeError `checkpoint_unsupported` for a weight that is too large for F16, `store_unavailable` where the file
+ * cannot be written, what `read` throws
  */
 export async function writeSafetensors(
   path: string,
@@ -173,10 +175,13 @@ export async function writeSafetensors(
   const padded = new Uint8Array(8 + Math.ceil(header.length / 8) * 8).fill(0x20)
   viewOf(padded).setBigUint64(0, BigInt(padded.length - 8), true)
   padded.set(header, 8)
-  const file = await open(path, 'w')
+  const writing = cannot(`write ${path}`)
+  const file = await open(path, 'w').catch(writing)
   try {
-    await file.writeFile(padded)
-    for (const { name, dtype } of tensors) await file.writeFile(toBytes(name, dtype, await read(name)))
+    await file.writeFile(padded).catch(writing)
+    for (const { name, dtype } of tensors) {
+      await file.writeFile(toBytes(name, dtype, await read(name))).catch(writing)
+    }
   } finally {
     await file.close()
   }

@@ -7,7 +7,7 @@ import { type Manifest, type TrunkTensor, tensorBytes, trunkBytes } from '@spars
 import Table from 'cli-table3'
 import { Command } from 'commander'
 import { openPackDirectory } from '../pack-directory.ts'
-import { megabytes, percent } from './format.ts'
+import { megabytes, percent, printable } from './format.ts'
 
 const EXAMPLES = `
 Shows the model's shape and gate, what takes how many bytes, how far the 4-bit weights are from their source, and,
@@ -41,16 +41,16 @@ export function describePack(manifest: Manifest): string {
 
 type Row = (string | number)[]
 
+/** @param head none: the rows have no common columns */
 function table(head: string[], rows: Row[]): string {
   // The first column is words, the others are numbers.
   const colAligns = head.map((_, i) => (i === 0 ? ('left' as const) : ('right' as const)))
   const out = new Table({ head, colAligns, style: { head: [], border: [], compact: true } })
-  out.push(...rows)
+  out.push(...rows.map((row) => row.map((cell) => printable(String(cell)))))
   return out.toString()
 }
 
 function modelTable({ name, config, provenance }: Manifest): string {
-  const out = new Table({ style: { head: [], border: [], compact: true } })
   const { layers, hidden, heads, kvHeads, headDim, experts, expertUnits, sharedUnits } = config
   const rows: [string, string][] = [
     ['name', name],
@@ -72,8 +72,7 @@ function modelTable({ name, config, provenance }: Manifest): string {
     ],
     ['context', `${config.context} tokens`],
   ]
-  out.push(...rows)
-  return out.toString()
+  return table([], rows)
 }
 
 function describeGate({ gate }: ModelConfig): string {

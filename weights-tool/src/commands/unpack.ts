@@ -2,10 +2,9 @@
  * @module
  * `weights-tool unpack`: a pack → a checkpoint directory.
  */
-import { readdir } from 'node:fs/promises'
 import { SparsedgeError } from '@sparsedge/engine/errors'
 import { Command, Option } from 'commander'
-import { openPackDirectory } from '../pack-directory.ts'
+import { entriesOf, openPackDirectory } from '../pack-directory.ts'
 import { unpack } from '../unpack.ts'
 import { weightCount } from './format.ts'
 import { progressBar } from './progress.ts'
@@ -34,8 +33,7 @@ export function unpackCommand(): Command {
 
 async function runUnpack(path: string, { out, dtype }: { out: string; dtype: 'F32' | 'F16' }): Promise<void> {
   const directory = await openPackDirectory(path)
-  const existing = await readdir(out).catch(() => [])
-  if (existing.length > 0) {
+  if ((await entriesOf(out)).length > 0) {
     throw new SparsedgeError('invalid_request', `${out} is not empty; choose another --out`)
   }
   const bar = progressBar(Math.ceil(weightCount(directory.manifest.config) / 1e6), 'M weights')

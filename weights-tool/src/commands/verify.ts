@@ -6,7 +6,7 @@ import { SparsedgeError } from '@sparsedge/engine/errors'
 import { Command } from 'commander'
 import { openPackDirectory } from '../pack-directory.ts'
 import { objectCount, verifyPack } from '../verify.ts'
-import { megabytes } from './format.ts'
+import { megabytes, printable } from './format.ts'
 import { progressBar } from './progress.ts'
 
 const EXAMPLES = `
@@ -30,7 +30,7 @@ async function runVerify(path: string): Promise<void> {
   const { objects, bytes, faults } = await verifyPack(manifest, store, () => bar.step(1, '')).finally(
     bar.stop,
   )
-  for (const { code, message } of faults) console.log(`${code}: ${message}`)
+  for (const { code, message } of faults) console.log(printable(`${code}: ${message}`))
   if (faults.length > 0) {
     const message = `${faults.length} of ${objects} objects of ${manifest.name} are wrong`
     throw new SparsedgeError(faults[0].code, message, {}, { cause: faults[0] })
