@@ -66,7 +66,7 @@ function localStore(path: string, manifest: Manifest): ShardStore {
   const files = verified(fsStore(path))
   const parts = partNames(manifest)
   return {
-    manifest: files.manifest,
+    manifest: (model, signal) => files.manifest(model, signal),
     async read(hash, into, signal) {
       try {
         return await files.read(hash, into, signal)
