@@ -17,7 +17,8 @@ import { fileURLToPath } from 'node:url'
 
 const ROOT = fileURLToPath(new URL('..', import.meta.url))
 const BIN = join(ROOT, 'node_modules', '.bin')
-const port = Number(process.env.PORT ?? 8787)
+// `PORT=` means that it is not set.
+const port = Number(process.env.PORT || 8787)
 
 /** Processes that were started and have not ended. */
 const children = new Set()

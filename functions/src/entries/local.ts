@@ -20,16 +20,13 @@ import { httpStore } from '@sparsedge/engine/store/http'
 import type { Hono } from 'hono'
 import { z } from 'zod'
 import { createApp } from '../app.ts'
-import { appSettings, readSettings } from './settings.ts'
+import { appSettings, optional, readSettings } from './settings.ts'
 
 const Place = z.object({
   STORE: z.string().min(1),
-  PORT: z.coerce.number().int().min(0).max(65_535).default(8787),
-  HOST: z.string().default('localhost'),
-  MEMORY_MIB: z.preprocess(
-    (value) => value || undefined,
-    z.coerce.number().int().min(1).max(4095).default(2048),
-  ),
+  PORT: optional(z.coerce.number().int().min(0).max(65_535)).default(8787),
+  HOST: optional(z.string()).default('localhost'),
+  MEMORY_MIB: optional(z.coerce.number().int().min(1).max(4095)).default(2048),
 })
 
 /**

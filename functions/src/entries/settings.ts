@@ -11,7 +11,7 @@ const MOST_TOKENS = 1 << 20
 /** A day. Timers take no more than 24 of them, and fire at once where they are given more. */
 const MOST_SECONDS = 86_400
 /** `FOO=` in an environment file means that FOO is not set. */
-const optional = <T extends z.ZodType>(type: T) =>
+export const optional = <T extends z.ZodType>(type: T) =>
   z.preprocess((value) => value || undefined, type.optional())
 
 export const Settings = z.object({
