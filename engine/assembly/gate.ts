@@ -42,14 +42,15 @@ export function ffnInput(layer: i32, count: i32): void {
 export function gate(layer: i32, count: i32): i32 {
   const experts = model.experts
   let gates = gatesOf(layer)
+  const level = load<f32>(model.gateLevels + ((<usize>layer) << 2))
   for (let t = 0; t < count; t++) {
     if (model.gateKind === ALL) {
       for (let e = 0; e < experts; e++) store<f32>(gates + ((<usize>e) << 2), 1)
     } else {
       const z = model.logit
       scoreExperts(layer, model.h + ((<usize>(t * model.hidden)) << 2), z)
-      if (model.gateKind === CLAMPED_LINEAR) clamp(z, gates)
-      else softmax(z, gates)
+      if (model.gateKind === CLAMPED_LINEAR) clamp(z, level, gates)
+      else softmax(z, load<i32>(model.gateTop), level, gates)
     }
     gates += (<usize>experts) << 2
   }
@@ -74,14 +75,14 @@ function scoreExperts(layer: i32, h: usize, z: usize): void {
   }
 }
 
-function clamp(z: usize, gates: usize): void {
+function clamp(z: usize, offset: f32, gates: usize): void {
   for (let e: usize = 0; e < (<usize>model.experts) << 2; e += 4) {
-    store<f32>(gates + e, min<f32>(max<f32>(load<f32>(z + e), 0), 1))
+    store<f32>(gates + e, min<f32>(max<f32>(load<f32>(z + e) + offset, 0), 1))
   }
 }
 
 /** p = softmax(z) over all experts, 0 where not selected, renormalised if the gate is of that kind. */
-function softmax(z: usize, gates: usize): void {
+function softmax(z: usize, top: i32, eps: f32, gates: usize): void {
   const experts = model.experts
   const end = (<usize>experts) << 2
   let peak = load<f32>(z)
@@ -96,7 +97,7 @@ function softmax(z: usize, gates: usize): void {
   for (let e = 0; e < experts; e++) {
     const at = gates + ((<usize>e) << 2)
     const p = load<f32>(at) / sum
-    const on = model.gateTop > 0 ? rank(z, e) < model.gateTop : !(<f32>experts * p <= model.gateEps)
+    const on = top > 0 ? rank(z, e) < top : !(<f32>experts * p <= eps)
     store<f32>(at, on ? p : 0)
     if (on) kept += p
   }

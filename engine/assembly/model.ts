@@ -43,9 +43,6 @@ export class Model {
   ropeScale: f32
   /** 0 all, 1 softmax, 2 softmax_renormalised, 3 clamped_linear */
   gateKind: i32
-  /** Softmax gates: how many are kept, or 0 where `gateEps` decides. */
-  gateTop: i32
-  gateEps: f32
 
   // Weights.
   invFreq: usize // f32 [headDim / 2]
@@ -64,6 +61,8 @@ export class Model {
   tokens: usize // u32 [chunk]
   pages: usize // i32 [contextTokens / PAGE_TOKENS]: the sequence's pages of the cache
   slots: usize // i32 [experts]: arena slot of each routed expert of the layer at hand
+  gateTop: usize // i32 [1]: how many experts a softmax gate keeps, or 0 where the levels decide
+  gateLevels: usize // f32 [layers]: added to z (clamped_linear), or eps (softmax with a threshold)
 
   // What the host reads.
   routed: usize // u16 [2, experts]: union of the routed experts, ascending; layer & 1 chooses the row

@@ -436,8 +436,9 @@ describe('createEngine', () => {
       })
       const failed = expect(loading).rejects.toThrow(code('store_unavailable'))
       await stalling.promise
-      vi.advanceTimersByTime(60_000)
+      await vi.advanceTimersByTimeAsync(60_000)
       await failed
+      vi.useRealTimers()
       await load(store)
     },
   )

@@ -7,6 +7,7 @@ import { SparsedgeError } from './errors.ts'
 import { generate, type Model } from './generate.ts'
 import { type Manifest, parseManifest, type ShardRef } from './pack/manifest.ts'
 import type { GenerateEvent, GenerateRequest, Prompt } from './request.ts'
+import type { ResidencySnapshot, WarmUp, WarmUpLimits } from './residency/residency.ts'
 import { SamplingScratch } from './sampling/sampler.ts'
 import { Admission, Turns } from './schedule.ts'
 import { withDeadline } from './store/deadline.ts'
@@ -18,6 +19,8 @@ import { createTokenizer } from './text/tokenizer.ts'
 
 /** Requests that an engine takes at once unless told otherwise. */
 const DEFAULT_QUEUE = 16
+/** Where one read in ten fails, one in 100,000 fails for good. */
+const READ_ATTEMPTS = 5
 
 export interface EngineOptions {
   /** Where the pack is. Every shard is verified before its first use, and a read that stalls is given up; the store need
@@ -82,6 +85,34 @@ export class Engine {
     return encodePrompt(this.#model.text, prompt, vocab, context)
   }
 
+  /** Which experts are in memory, and how often each was used lately. */
+  experts(): ResidencySnapshot {
+    const { layers, experts } = this.manifest.config
+    const all = layers * experts
+    return (
+      this.#model.backend.residency?.snapshot() ?? {
+        layers,
+        experts,
+        expertBytes: this.manifest.experts.bytes,
+        capacity: all,
+        resident: all,
+        isResident: new Uint8Array(all).fill(1),
+        frequency: new Float32Array(all),
+      }
+    )
+  }
+
+  /**
+   * Fetches experts that requests are likely to need, until memory is full or a limit is reached, behind whatever requests
+   * fetch themselves. On Workers it belongs to the request that called it: pass its promise to `waitUntil`.
+   *
+   * @throws SparsedgeError as {@link ShardStore.read} does; `cancelled`
+   */
+  async prewarm(limits: WarmUpLimits = {}, signal?: AbortSignal): Promise<WarmUp> {
+    const { residency } = this.#model.backend
+    return residency ? residency.prewarm(limits, signal) : { loaded: 0, bytes: 0, requests: 0 }
+  }
+
   /** The ids of a text; control tokens in it (`<|im_end|>`) are read as such. */
   tokenize(text: string): number[] {
     return this.#model.text.tokenizer.encode(text.toWellFormed())
@@ -108,7 +139,7 @@ export async function createEngine({
   queue = DEFAULT_QUEUE,
   signal,
 }: EngineOptions): Promise<Engine> {
-  const trusted = verified(withDeadline(store))
+  const trusted = verified(withDeadline(store), READ_ATTEMPTS)
   const failed = new AbortController()
   const stop = signal ? AbortSignal.any([signal, failed.signal]) : failed.signal
   try {

@@ -31,6 +31,8 @@ export type ErrorCode =
   | 'queue_full'
   // This machine lacks a feature.
   | 'backend_unavailable'
+  // The request's own limit on fetching experts is reached, and it did not allow to go on without them.
+  | 'expert_budget_spent'
   // The client went away or a deadline passed.
   | 'cancelled'
 

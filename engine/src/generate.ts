@@ -41,7 +41,7 @@ export async function* generate(
   const detokenizer = text.tokenizer.detokenizer(false)
   const stop = new StopMatcher(request.stop)
 
-  const sequence = await admission.enter(() => backend.open(prompt.length + limit), signal)
+  const sequence = await admission.enter(() => backend.open(prompt.length + limit, request.experts), signal)
   const started = performance.now()
   let prefilled = started
   let generated = 0

@@ -16,6 +16,8 @@ export { type ErrorCode, SparsedgeError } from './errors.ts'
 export type { Manifest } from './pack/manifest.ts'
 export type {
   ChatMessage,
+  ExpertOptions,
+  ExpertSelection,
   FinishReason,
   GenerateEvent,
   GenerateRequest,
@@ -23,4 +25,5 @@ export type {
   Prompt,
   SamplingParams,
 } from './request.ts'
+export type { ResidencySnapshot, WarmUp, WarmUpLimits } from './residency/residency.ts'
 export type { ShardStore } from './store/store.ts'

@@ -36,12 +36,47 @@ export type Prompt =
   | { readonly text: string }
   | { readonly tokens: readonly number[] }
 
+/**
+ * Which experts run: a share of all of them, of those that the manifest's `gate.offsets` lists; the k best; or those with
+ * N · p > threshold. The last two only for softmax gates that select that way. All other gates are asked for nothing else
+ * than what they were trained to do.
+ */
+export type ExpertSelection =
+  | { readonly share: number }
+  | { readonly topK: number }
+  | { readonly threshold: number }
+
+/** How a request uses experts. Only `selection` and `policy` can change an answer. */
+export interface ExpertOptions {
+  /** Absent: the model's own. */
+  readonly selection?: ExpertSelection
+  /**
+   * `exact`: every expert that a gate selects runs, and a step waits until it is there. `resident_first`: a decoding step
+   * waits for nothing and makes do with the experts that are resident; how far it did is {@link ExpertUsage.fidelity}. A
+   * prompt's steps wait, since in a cold arena nothing else makes sense, until a limit below is spent.
+   */
+  readonly policy: 'exact' | 'resident_first'
+  /** Most bytes of experts to fetch, most fetches to start, most milliseconds to wait on this request's behalf; absent: no
+   * limit. When one is spent, an exact request fails with `expert_budget_spent`; a resident_first one goes on with what is
+   * resident. */
+  readonly maxBytes?: number
+  readonly maxFetches?: number
+  readonly maxLatencyMs?: number
+  /** Fetch what the next layer will need, or is expected to, while this one computes. */
+  readonly lookahead: boolean
+}
+
+/** What a request gets that says nothing about experts. */
+export const DEFAULT_EXPERTS: ExpertOptions = { policy: 'exact', lookahead: true }
+
 export interface GenerateRequest {
   readonly prompt: Prompt
   readonly maxTokens: number
   readonly sampling: SamplingParams
   /** Generation ends before the first of these would appear; none of it is ever emitted. */
   readonly stop: readonly string[]
+  /** Absent: {@link DEFAULT_EXPERTS}. */
+  readonly experts?: ExpertOptions
 }
 
 export type FinishReason = 'stop' | 'length'

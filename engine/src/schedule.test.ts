@@ -1,10 +1,13 @@
 import { describe, expect, it } from 'vitest'
 import { PagePool } from './backends/wasm/sequence.ts'
+import { DEFAULT_EXPERTS } from './request.ts'
 import { Admission, Turns } from './schedule.ts'
 
 /** Long enough for everything that is due, however busy the machine. */
 const settle = () => new Promise((resolve) => setTimeout(resolve, 20))
 const code = (code: string) => expect.objectContaining({ code })
+
+const EXPERTS = { rule: { top: 0, levels: new Float32Array(1) }, options: DEFAULT_EXPERTS }
 
 describe('Turns', () => {
   it('runs one unit of work at a time, in the order of asking', async () => {
@@ -81,7 +84,8 @@ describe('Admission', () => {
     const admission = new Admission(limit)
     return {
       admission,
-      enter: (tokens: number, signal?: AbortSignal) => admission.enter(() => pool.open(tokens), signal),
+      enter: (tokens: number, signal?: AbortSignal) =>
+        admission.enter(() => pool.open(tokens, EXPERTS), signal),
     }
   }
   const state = async (...promises: Promise<unknown>[]) => {
@@ -137,8 +141,8 @@ describe('Admission', () => {
 
   it('does not wait for room that nobody will make', async () => {
     const full = new PagePool(1)
-    full.open(32)
-    await expect(new Admission(5).enter(() => full.open(32))).rejects.toThrow(code('queue_full'))
+    full.open(32, EXPERTS)
+    await expect(new Admission(5).enter(() => full.open(32, EXPERTS))).rejects.toThrow(code('queue_full'))
   })
 
   it('lets those in line go, and whoever they kept out in', async () => {

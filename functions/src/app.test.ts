@@ -168,12 +168,12 @@ describe('models', () => {
 
   test('whose load fails are tried again by the next request', async () => {
     const log = vi.spyOn(console, 'error').mockImplementation(() => {})
-    let attempts = 0
+    let down = true
     const { app, post } = await tinyApp({
       store: (store) => ({
         read: store.read.bind(store),
         manifest: (...args) => {
-          if (++attempts === 1) throw new SparsedgeError('store_unavailable', 'bucket xyz: 503')
+          if (down) throw new SparsedgeError('store_unavailable', 'bucket xyz: 503')
           return store.manifest(...args)
         },
       }),
@@ -183,6 +183,7 @@ describe('models', () => {
     expect(failed.headers.get('Retry-After')).toBe('5')
     expect(await failed.text()).not.toContain('xyz')
     expect(await (await app.request('/health')).json()).toMatchObject({ models: { tiny: 'failed' } })
+    down = false
     expect((await post('/v1/chat/completions', CHAT)).status).toBe(200)
     log.mockRestore()
   })

@@ -42,8 +42,8 @@ function watched(factory: BackendFactory, { holdFrom, failAt }: Interference) {
     return {
       name: backend.name,
       config: backend.config,
-      open(capacity) {
-        const sequence = backend.open(capacity)
+      open(capacity, experts) {
+        const sequence = backend.open(capacity, experts)
         watch.open++
         const close = sequence.close.bind(sequence)
         let closed = false

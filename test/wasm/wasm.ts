@@ -5,6 +5,7 @@
  */
 import type { Backend, Sequence } from '@sparsedge/engine/backends/backend'
 import { type WasmModules, wasmBackend } from '@sparsedge/engine/backends/wasm/index'
+import type { ExpertOptions } from '@sparsedge/engine/request'
 import { compile } from '../../engine/assembly/build.ts'
 import { type TinyPack, tinyConfig } from '../fixtures/tiny.ts'
 
@@ -53,8 +54,9 @@ export async function logitsOf(
   backend: Backend,
   tokens: Int32Array,
   sizes: readonly number[] = [tokens.length],
+  experts?: ExpertOptions,
 ): Promise<Float32Array> {
-  const sequence = backend.open(tokens.length)
+  const sequence = backend.open(tokens.length, experts)
   try {
     return await runInSteps(backend, sequence, tokens, sizes)
   } finally {

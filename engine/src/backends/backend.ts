@@ -4,6 +4,8 @@
  */
 import type { ModelConfig } from '../model/config.ts'
 import type { Manifest } from '../pack/manifest.ts'
+import type { ExpertOptions } from '../request.ts'
+import type { ResidencyControl } from '../residency/residency.ts'
 import type { ExpertUsage } from '../residency/usage.ts'
 import type { ShardStore } from '../store/store.ts'
 
@@ -26,13 +28,17 @@ export interface Backend {
   readonly name: string
   /** The model's, but for `context`: that is at most what the longest sequence of this backend can hold. */
   readonly config: ModelConfig
+  /** Absent where every expert is always in memory. */
+  readonly residency?: ResidencyControl
 
   /**
    * Reserves the memory of a sequence of up to `capacity` tokens.
    *
-   * @throws SparsedgeError `memory_exhausted` if it can never fit, `queue_full` if it does not fit now
+   * @param experts how its steps use experts; by default {@link DEFAULT_EXPERTS}
+   * @throws SparsedgeError `memory_exhausted` if it can never fit, `queue_full` if it does not fit now,
+   * `unsupported_selection` if the pack cannot select that way
    */
-  open(capacity: number): Sequence
+  open(capacity: number, experts?: ExpertOptions): Sequence
 
   /**
    * Appends tokens to the sequence and computes the logits after the last of them. The same tokens give the same bits

@@ -1,7 +1,9 @@
 import fc from 'fast-check'
 import { describe, expect, it } from 'vitest'
+import { tinyConfig } from '../../../test/fixtures/tiny.ts'
 import type { GateConfig } from './config.ts'
 import { gateWeights } from './gate.ts'
+import { gateRule } from './selection.ts'
 
 const gate = (kind: GateConfig['kind'], selection: GateConfig['selection']): GateConfig => ({
   kind,
@@ -10,7 +12,8 @@ const gate = (kind: GateConfig['kind'], selection: GateConfig['selection']): Gat
 })
 const weigh = (config: GateConfig, z: ArrayLike<number>): number[] => {
   const weights = new Float32Array(z.length)
-  gateWeights(config, Float32Array.from(z), weights)
+  const { top, levels } = gateRule(tinyConfig({ experts: 70, layers: 1, gate: config }))
+  gateWeights(config.kind, top, levels[0], Float32Array.from(z), weights)
   return [...weights]
 }
 const routed = (weights: number[]): number[] => weights.flatMap((g, i) => (g === 0 ? [] : [i]))

@@ -3,29 +3,38 @@
  * The gate: from one score z per expert to one weight per expert. An expert whose weight is 0 is off; the others are
  * routed. This is the definition that every backend is held to.
  */
-import type { GateConfig, Selection } from './config.ts'
+import type { GateKind } from './config.ts'
 
 /**
  * Gate weights of one token in one layer. Nothing is allocated.
  *
+ * @param top softmax gates: keep the k largest z (ties: the lower index wins); 0: keep those with N · p > level
+ * @param level of the layer, see {@link GateRule}: added to z where the gate is clamped linear, eps where a softmax is cut
+ * by a threshold
  * @param z scores, [experts]: router.weight · source + router.bias; not read where the kind is `all`
  * @param weights receives g, [experts]; g_i = 0 where expert i is off
  */
-export function gateWeights(gate: GateConfig, z: Float32Array, weights: Float32Array): void {
-  switch (gate.kind) {
+export function gateWeights(
+  kind: GateKind,
+  top: number,
+  level: number,
+  z: Float32Array,
+  weights: Float32Array,
+): void {
+  switch (kind) {
     case 'all':
       weights.fill(1)
       return
     case 'clamped_linear':
-      for (let i = 0; i < z.length; i++) weights[i] = Math.min(Math.max(z[i], 0), 1)
+      for (let i = 0; i < z.length; i++) weights[i] = Math.min(Math.max(z[i] + level, 0), 1)
       return
     case 'softmax':
       softmax(z, weights)
-      keepSelected(gate.selection, z, weights)
+      keepSelected(top, level, z, weights)
       return
     case 'softmax_renormalised':
       softmax(z, weights)
-      keepSelected(gate.selection, z, weights)
+      keepSelected(top, level, z, weights)
       renormalise(weights)
   }
 }
@@ -43,12 +52,12 @@ function softmax(z: Float32Array, p: Float32Array): void {
 }
 
 /** Zeroes the probabilities of the experts that are not selected. */
-function keepSelected(selection: Selection, z: Float32Array, p: Float32Array): void {
-  if (selection.by === 'top_k') {
-    for (let i = 0; i < z.length; i++) if (rank(z, i) >= selection.k) p[i] = 0
-  } else if (selection.by === 'threshold') {
+function keepSelected(top: number, eps: number, z: Float32Array, p: Float32Array): void {
+  if (top > 0) {
+    for (let i = 0; i < z.length; i++) if (rank(z, i) >= top) p[i] = 0
+  } else {
     // The largest p is at least 1/N, so that below eps = 1 one expert always stays.
-    for (let i = 0; i < p.length; i++) if (p.length * p[i] <= selection.eps) p[i] = 0
+    for (let i = 0; i < p.length; i++) if (p.length * p[i] <= eps) p[i] = 0
   }
 }
 

@@ -2,10 +2,12 @@ import fc from 'fast-check'
 import { afterEach, beforeAll, beforeEach, describe, expect, test, vi } from 'vitest'
 import { type TinyPack, tinyPack } from '../../../test/fixtures/tiny.ts'
 import { SparsedgeError } from '../errors.ts'
+import { DEFAULT_EXPERTS, type ExpertOptions } from '../request.ts'
 import { withDeadline } from '../store/deadline.ts'
 import { memoryStore } from '../store/memory.ts'
 import { type Destination, type ShardStore, shardKey, type Tier } from '../store/store.ts'
 import { type ArenaResidency, arenaFloor, createResidency } from './arena.ts'
+import type { Account } from './residency.ts'
 import { ExpertUsage } from './usage.ts'
 
 const LAYERS = 4
@@ -71,6 +73,11 @@ function heldStore(objects: ShardStore, heedsAborts = true) {
   return { store, pending }
 }
 
+const newAccount = (options: Partial<ExpertOptions> = {}): Account => ({
+  options: { ...DEFAULT_EXPERTS, ...options },
+  usage: new ExpertUsage(LAYERS),
+})
+
 function setUp(slots: number, store: ShardStore) {
   const slotBytes = pack.manifest.experts.bytes + SLOT_PADDING
   const arena = new Uint8Array(slots * slotBytes)
@@ -79,7 +86,7 @@ function setUp(slots: number, store: ShardStore) {
     const start = residency.slots[key] * slotBytes
     return arena.subarray(start, start + pack.manifest.experts.bytes)
   }
-  return { residency, arena, bytes, usage: new ExpertUsage() }
+  return { residency, arena, bytes, account: newAccount() }
 }
 
 const experts = (...indices: number[]) => Uint16Array.from(indices)
@@ -102,48 +109,48 @@ async function delivering(work: Promise<unknown> | undefined, pending: readonly 
 
 describe('acquire', () => {
   test('is synchronous when all experts are resident, and counts hits and misses', async () => {
-    const { residency, bytes, usage } = setUp(16, pack.store)
-    await residency.acquire(0, experts(1, 4), 2, usage)
+    const { residency, bytes, account } = setUp(16, pack.store)
+    await residency.acquire(0, experts(1, 4), 2, account)
     expect(Buffer.from(bytes(1)).equals(truth[1])).toBe(true)
     expect(Buffer.from(bytes(4)).equals(truth[4])).toBe(true)
     residency.release(0)
-    expect(residency.acquire(0, experts(1, 4), 2, usage)).toBeUndefined()
+    expect(residency.acquire(0, experts(1, 4), 2, account)).toBeUndefined()
     residency.release(0)
-    expect(residency.acquire(0, experts(4, 5), 1, usage)).toBeUndefined()
-    expect(usage).toMatchObject({ hits: 3, misses: 2 })
-    expect(usage.tiers.get('memory')).toEqual({ requests: 2, bytes: 2 * pack.manifest.experts.bytes })
-    expect(usage.waitMs).toBeGreaterThan(0)
+    expect(residency.acquire(0, experts(4, 5), 1, account)).toBeUndefined()
+    expect(account.usage).toMatchObject({ hits: 3, misses: 2 })
+    expect(account.usage.tiers.get('memory')).toEqual({ requests: 2, bytes: 2 * pack.manifest.experts.bytes })
+    expect(account.usage.waitMs).toBeGreaterThan(0)
     expect(residency.resident).toBe(2)
   })
 
   test('reads the bundle when most of a layer is missing, and takes the rest along while there is room', async () => {
     const { store, pending } = heldStore(pack.store)
-    const { residency, usage } = setUp(18, store)
+    const { residency, account } = setUp(18, store)
     const { bundle } = pack.manifest.experts.layers[1]
-    const acquired = residency.acquire(1, ALL, 7, usage)
+    const acquired = residency.acquire(1, ALL, 7, account)
     await turn()
     expect(pending.map(({ hash }) => hash)).toEqual([bundle])
     await pending[0].deliver()
     await acquired
     expect(residency.resident).toBe(8)
-    expect(usage.tiers.get('memory')).toEqual({ requests: 1, bytes: 8 * pack.manifest.experts.bytes })
+    expect(account.usage.tiers.get('memory')).toEqual({ requests: 1, bytes: 8 * pack.manifest.experts.bytes })
   })
 
   test('a bundle leaves resident experts where they are, and evicts nothing for what nobody wants', async () => {
     const { store, pending } = heldStore(pack.store)
-    const { residency, bytes, usage } = setUp(16, store)
+    const { residency, bytes, account } = setUp(16, store)
     for (const [layer, routed] of [
       [0, experts(0)],
       [2, experts(0, 1, 2, 3, 4, 5)],
       [3, experts(0, 1)],
     ] as const) {
-      const acquired = residency.acquire(layer, routed, routed.length, usage)
+      const acquired = residency.acquire(layer, routed, routed.length, account)
       await delivering(acquired, pending)
       residency.release(layer)
     }
     const others = residency.slots.slice(2 * EXPERTS)
     const slot = residency.slots[0]
-    const acquired = residency.acquire(0, ALL, 8, usage)
+    const acquired = residency.acquire(0, ALL, 8, account)
     await turn()
     expect(pending).toHaveLength(1)
     expect(pending[0].into.map(({ hash }) => hash === null)).toEqual([true, ...Array(7).fill(false)])
@@ -158,29 +165,29 @@ describe('acquire', () => {
 
   test('shares a flight: two steps and a guess that want the same expert read it once', async () => {
     const { store, pending } = heldStore(pack.store)
-    const { residency, usage } = setUp(16, store)
-    const second = new ExpertUsage()
-    residency.prefetch(0, experts(2), 1, usage)
-    residency.prefetch(0, experts(2, 3), 2, usage)
+    const { residency, account } = setUp(16, store)
+    const second = newAccount()
+    residency.prefetch(0, experts(2), 1, account)
+    residency.prefetch(0, experts(2, 3), 2, account)
     const acquired = residency.acquire(0, experts(2), 1, second)
     await turn()
     expect(pending).toHaveLength(2)
     await delivering(acquired, pending)
-    await delivering(residency.acquire(0, experts(3), 1, new ExpertUsage()), pending)
-    expect(usage.tiers.get('memory')?.requests).toBe(2)
-    expect(second.tiers.size).toBe(0)
-    expect(second).toMatchObject({ hits: 0, misses: 1 })
+    await delivering(residency.acquire(0, experts(3), 1, newAccount()), pending)
+    expect(account.usage.tiers.get('memory')?.requests).toBe(2)
+    expect(second.usage.tiers.size).toBe(0)
+    expect(second.usage).toMatchObject({ hits: 0, misses: 1 })
   })
 
   test('goes before guesses that wait for their turn; at most six reads are under way', async () => {
     const { store, pending } = heldStore(pack.store)
-    const { residency, usage } = setUp(32, store)
-    residency.prefetch(0, experts(0, 1, 2, 3), 4, usage)
-    residency.prefetch(1, experts(0, 1, 2, 3), 4, usage)
+    const { residency, account } = setUp(32, store)
+    residency.prefetch(0, experts(0, 1, 2, 3), 4, account)
+    residency.prefetch(1, experts(0, 1, 2, 3), 4, account)
     await turn()
     expect(pending).toHaveLength(6)
-    const acquired = residency.acquire(2, experts(5), 1, usage)
-    const last = residency.acquire(1, experts(3), 1, usage)
+    const acquired = residency.acquire(2, experts(5), 1, account)
+    const last = residency.acquire(1, experts(3), 1, account)
     await pending[0].deliver()
     await turn()
     const [{ shards: guessed }, { shards: needed }] = [1, 2].map((l) => pack.manifest.experts.layers[l])
@@ -197,8 +204,8 @@ describe('acquire', () => {
     '$fault is named by model, layer, expert, shard and tier, and costs no slot',
     async ({ damage, code, tier }) => {
       const { store, pending } = heldStore(pack.store)
-      const { residency, usage } = setUp(16, store)
-      const acquired = residency.acquire(3, experts(1, 6), 2, usage)
+      const { residency, account } = setUp(16, store)
+      const acquired = residency.acquire(3, experts(1, 6), 2, account)
       const shard = pack.manifest.experts.layers[3].shards[6]
       await turn()
       for (const held of [...pending]) {
@@ -229,8 +236,8 @@ describe('acquire', () => {
   ])('a $fault bundle gives $code; nothing of it becomes resident', async ({ damage, code, expert }) => {
     const { bundle, shards } = pack.manifest.experts.layers[0]
     const store = damagedStore(bundle, damage)
-    const { residency, usage } = setUp(16, store)
-    await expect(residency.acquire(0, ALL, 8, usage)).rejects.toMatchObject({
+    const { residency, account } = setUp(16, store)
+    await expect(residency.acquire(0, ALL, 8, account)).rejects.toMatchObject({
       code,
       place: {
         model: 'tiny',
@@ -240,13 +247,13 @@ describe('acquire', () => {
       },
     })
     expect(residency.resident).toBe(0)
-    expect(usage.tiers.size).toBe(0)
+    expect(account.usage.tiers.size).toBe(0)
   })
 
   test('an error of no kind, from a store of the caller’s, becomes one of ours', async () => {
     const store = { ...pack.store, read: () => Promise.reject(new Error('boom')) }
-    const { residency, usage } = setUp(16, store)
-    await expect(residency.acquire(2, experts(3), 1, usage)).rejects.toMatchObject({
+    const { residency, account } = setUp(16, store)
+    await expect(residency.acquire(2, experts(3), 1, account)).rejects.toMatchObject({
       code: 'store_unavailable',
       message: expect.stringContaining('boom'),
       place: { model: 'tiny', layer: 2, expert: 3 },
@@ -255,9 +262,9 @@ describe('acquire', () => {
 
   test('a step that goes away stops waiting; a fetch that nobody waits for is given up and costs no slot', async () => {
     const { store, pending } = heldStore(pack.store)
-    const { residency, usage } = setUp(16, store)
+    const { residency, account } = setUp(16, store)
     const abort = new AbortController()
-    const acquired = residency.acquire(0, experts(0, 1, 2), 3, usage, abort.signal)
+    const acquired = residency.acquire(0, experts(0, 1, 2), 3, account, abort.signal)
     await turn()
     expect(pending).toHaveLength(3)
     abort.abort()
@@ -268,29 +275,29 @@ describe('acquire', () => {
 
   test('what another step still waits for goes on', async () => {
     const { store, pending } = heldStore(pack.store)
-    const { residency, usage } = setUp(16, store)
+    const { residency, account } = setUp(16, store)
     const abort = new AbortController()
-    const leaves = residency.acquire(0, experts(0), 1, usage, abort.signal)
-    const stays = residency.acquire(0, experts(0), 1, new ExpertUsage())
+    const leaves = residency.acquire(0, experts(0), 1, account, abort.signal)
+    const stays = residency.acquire(0, experts(0), 1, newAccount())
     abort.abort()
     await expect(leaves).rejects.toMatchObject({ code: 'cancelled' })
     expect(pending).toHaveLength(1)
     await delivering(stays, pending)
-    expect(usage.tiers.get('memory')?.requests).toBe(1)
+    expect(account.usage.tiers.get('memory')?.requests).toBe(1)
   })
 
   test('a guess that stalls is given up with the step that came to wait for it; the next step reads anew', async () => {
     const { store, pending } = heldStore(pack.store)
-    const { residency, usage } = setUp(16, store)
+    const { residency, account } = setUp(16, store)
     const abort = new AbortController()
-    residency.prefetch(0, experts(0, 1), 2, usage)
-    const acquired = residency.acquire(0, experts(0), 1, usage, abort.signal)
+    residency.prefetch(0, experts(0, 1), 2, account)
+    const acquired = residency.acquire(0, experts(0), 1, account, abort.signal)
     await turn()
     const [stalled, other] = pending
     abort.abort()
     await expect(acquired).rejects.toMatchObject({ code: 'cancelled' })
     expect(pending).toEqual([other])
-    const next = residency.acquire(0, experts(0), 1, usage)
+    const next = residency.acquire(0, experts(0), 1, account)
     await expect.poll(() => pending.map(({ hash }) => hash)).toEqual([other.hash, stalled.hash])
     await delivering(next, pending)
     await expectAllSlotsUsable(residency, pending)
@@ -298,46 +305,46 @@ describe('acquire', () => {
 
   test('a request that is cancelled before it begins asks for nothing', async () => {
     const { store, pending } = heldStore(pack.store)
-    const { residency, usage } = setUp(16, store)
-    const acquired = residency.acquire(0, ALL, 8, usage, AbortSignal.abort())
+    const { residency, account } = setUp(16, store)
+    const acquired = residency.acquire(0, ALL, 8, account, AbortSignal.abort())
     await expect(acquired).rejects.toMatchObject({ code: 'cancelled' })
     expect(pending).toHaveLength(0)
   })
 
   test('holding more layers than there is room for is refused, not waited for', async () => {
-    const { residency, usage } = setUp(16, pack.store)
-    await residency.acquire(0, ALL, 8, usage)
-    await residency.acquire(1, ALL, 8, usage)
-    await expect(residency.acquire(2, experts(0), 1, usage)).rejects.toMatchObject({
+    const { residency, account } = setUp(16, pack.store)
+    await residency.acquire(0, ALL, 8, account)
+    await residency.acquire(1, ALL, 8, account)
+    await expect(residency.acquire(2, experts(0), 1, account)).rejects.toMatchObject({
       code: 'arena_too_small',
     })
     residency.release(0)
-    await residency.acquire(2, experts(0), 1, usage)
+    await residency.acquire(2, experts(0), 1, account)
   })
 
   test('a guess that became a need must find room only for what is needed', async () => {
     const { store, pending } = heldStore(pack.store)
-    const { residency, usage } = setUp(22, store)
+    const { residency, account } = setUp(22, store)
     for (const layer of [0, 1]) {
-      await delivering(residency.acquire(layer, ALL, 8, usage), pending)
+      await delivering(residency.acquire(layer, ALL, 8, account), pending)
     }
-    residency.prefetch(2, ALL, 6, usage)
-    residency.prefetch(3, ALL, 8, usage)
-    await delivering(residency.acquire(3, experts(2, 5), 2, usage), pending)
-    await expect.poll(() => usage.tiers.get('memory')?.requests).toBe(2 + 6 + 1)
+    residency.prefetch(2, ALL, 6, account)
+    residency.prefetch(3, ALL, 8, account)
+    await delivering(residency.acquire(3, experts(2, 5), 2, account), pending)
+    await expect.poll(() => account.usage.tiers.get('memory')?.requests).toBe(2 + 6 + 1)
     expect(residency.resident).toBe(22)
   })
 
   test('evicts what was used least lately', async () => {
-    const { residency, usage } = setUp(16, pack.store)
+    const { residency, account } = setUp(16, pack.store)
     for (const uses of [3, 1, 2]) {
       for (let i = 0; i < uses; i++) {
-        await residency.acquire(uses, ALL, 4, usage)
+        await residency.acquire(uses, ALL, 4, account)
         residency.release(uses)
       }
     }
     // 12 slots are used, by layers 1, 2 and 3, as often as their number says; 8 are needed.
-    await residency.acquire(0, ALL, 8, usage)
+    await residency.acquire(0, ALL, 8, account)
     const residents = [1, 2, 3].map((layer) =>
       residency.slots.subarray(layer * EXPERTS, (layer + 1) * EXPERTS).filter((slot) => slot >= 0),
     )
@@ -348,18 +355,18 @@ describe('acquire', () => {
 // Any sequence of steps, guesses, cancellations and answers, good and bad, in any order.
 test('experts that are always on, in an arena that lacks a few slots, are not fetched anew in every pass', async () => {
   const lacking = 4
-  const { residency, usage } = setUp(LAYERS * EXPERTS - lacking, pack.store)
+  const { residency, account } = setUp(LAYERS * EXPERTS - lacking, pack.store)
   const all = Uint16Array.from({ length: EXPERTS }, (_, i) => i)
   const passes = 10
   for (let pass = -1; pass < passes; pass++) {
-    if (pass === 0) usage.misses = 0
+    if (pass === 0) account.usage.layerMisses.fill(0)
     for (let layer = 0; layer < LAYERS; layer++) {
-      await residency.acquire(layer, all, EXPERTS, usage)
+      await residency.acquire(layer, all, EXPERTS, account)
       residency.release(layer)
     }
   }
   // As many must miss as lack a slot; what a scan evicts right before its use would be all of them.
-  expect(usage.misses / passes).toBeLessThanOrEqual(2 * lacking)
+  expect(account.usage.misses / passes).toBeLessThanOrEqual(2 * lacking)
 })
 
 describe('a store that stalls', () => {
@@ -368,13 +375,13 @@ describe('a store that stalls', () => {
 
   test('fails the step that waits, and its reads give back their turns and their slots', async () => {
     const { store, pending } = heldStore(pack.store)
-    const { residency, usage } = setUp(16, withDeadline(store))
-    residency.prefetch(0, experts(0, 1, 2), 3, usage)
-    residency.prefetch(1, experts(0, 1, 2), 3, usage)
+    const { residency, account } = setUp(16, withDeadline(store))
+    residency.prefetch(0, experts(0, 1, 2), 3, account)
+    residency.prefetch(1, experts(0, 1, 2), 3, account)
     await turn()
     expect(pending).toHaveLength(6)
-    const joined = residency.acquire(0, experts(1), 1, usage)
-    const queued = residency.acquire(2, experts(4), 1, usage)
+    const joined = residency.acquire(0, experts(1), 1, account)
+    const queued = residency.acquire(2, experts(4), 1, account)
     vi.advanceTimersByTime(60_000)
     const place = { model: 'tiny', layer: 0, expert: 1 }
     await expect(joined).rejects.toMatchObject({ code: 'store_unavailable', place })
@@ -385,9 +392,9 @@ describe('a store that stalls', () => {
 
   test('and is deaf to its signal keeps the slots until it has answered, and spoils none', async () => {
     const { store, pending } = heldStore(pack.store, false)
-    const { residency, bytes, usage } = setUp(16, withDeadline(store))
+    const { residency, bytes, account } = setUp(16, withDeadline(store))
     const abort = new AbortController()
-    const stalled = residency.acquire(0, experts(0, 1), 2, usage, abort.signal)
+    const stalled = residency.acquire(0, experts(0, 1), 2, account, abort.signal)
     await turn()
     const late = [...pending]
     vi.advanceTimersByTime(60_000)
@@ -395,10 +402,10 @@ describe('a store that stalls', () => {
     await expect(stalled).rejects.toMatchObject({ code: 'cancelled' })
     pending.length = 0
     for (const layer of [1, 2]) {
-      await delivering(residency.acquire(layer, ALL, 4, usage), pending)
+      await delivering(residency.acquire(layer, ALL, 4, account), pending)
       residency.release(layer)
     }
-    await delivering(residency.acquire(0, ALL, 6, usage), pending)
+    await delivering(residency.acquire(0, ALL, 6, account), pending)
     // Two of the sixteen slots are not to be had: something still writes there.
     expect(residency.resident).toBe(14)
     pending.push(...late)
@@ -435,7 +442,7 @@ describe('whatever happens', () => {
         fc.boolean(),
         async (actions, slots, heedsAborts) => {
           const { store, pending } = heldStore(pack.store, heedsAborts)
-          const { residency, arena, bytes, usage } = setUp(slots, store)
+          const { residency, arena, bytes, account } = setUp(slots, store)
           /** Layers that a step has asked for, until they are released or have failed. */
           const steps = new Map<number, Step>()
 
@@ -472,7 +479,7 @@ describe('whatever happens', () => {
               const resident = slotsOf(residency, layer, routed).every((slot) => slot >= 0)
               const abort = new AbortController()
               const list = Uint16Array.from(routed)
-              const acquired = residency.acquire(layer, list, list.length, usage, abort.signal)
+              const acquired = residency.acquire(layer, list, list.length, account, abort.signal)
               expect(acquired === undefined).toBe(resident)
               const mine: Step = { routed, abort, where: undefined, acquired }
               steps.set(layer, mine)
@@ -488,7 +495,7 @@ describe('whatever happens', () => {
               steps.delete(step.layer)
               residency.release(step.layer)
             } else if (step.do === 'prefetch') {
-              residency.prefetch(step.layer, Uint16Array.from(step.routed), step.routed.length, usage)
+              residency.prefetch(step.layer, Uint16Array.from(step.routed), step.routed.length, account)
             } else if (step.do === 'cancel') {
               steps.get(step.layer)?.abort.abort()
             } else if (step.do === 'deliver') {
@@ -545,7 +552,7 @@ describe('createResidency', () => {
     const slotBytes = manifest.experts.bytes
     const arena = new Uint8Array(4 * slotBytes)
     const residency = createResidency({ manifest, store, arena, slotBytes })
-    await residency.acquire(0, ALL, 4, new ExpertUsage())
+    await residency.acquire(0, ALL, 4, newAccount())
     expect(residency.resident).toBe(4)
   })
 
@@ -560,7 +567,7 @@ async function expectAllSlotsUsable(residency: ArenaResidency, pending: readonly
   await expect
     .poll(async () => {
       for (let layer = 0; layer < LAYERS; layer++) {
-        await delivering(residency.acquire(layer, ALL, EXPERTS, new ExpertUsage()), pending)
+        await delivering(residency.acquire(layer, ALL, EXPERTS, newAccount()), pending)
         residency.release(layer)
       }
       return residency.resident

@@ -5,14 +5,23 @@
  */
 import { SparsedgeError, throwIfCancelled } from '../errors.ts'
 import type { Manifest } from '../pack/manifest.ts'
+import { DEFAULT_EXPERTS } from '../request.ts'
 import type { ShardStore } from '../store/store.ts'
 import { verified } from '../store/verified.ts'
-import { type Flight, Flights } from './flights.ts'
+import { book, budgetSpent, patience } from './budget.ts'
+import { type Flight, Flights, GUESS, NEEDED, type Urgency, WARM_UP } from './flights.ts'
 import { Load } from './load.ts'
 import { bundlePays, Forecast } from './policy.ts'
-import type { Residency } from './residency.ts'
+import type {
+  Account,
+  Residency,
+  ResidencyControl,
+  ResidencySnapshot,
+  WarmUp,
+  WarmUpLimits,
+} from './residency.ts'
 import { Slots } from './slots.ts'
-import type { ExpertUsage } from './usage.ts'
+import { ExpertUsage } from './usage.ts'
 
 /** Passes through the model after which the use of an expert counts half. */
 const HALF_LIFE_PASSES = 64
@@ -26,7 +35,7 @@ export interface ArenaOptions {
   readonly slotBytes: number
 }
 
-export interface ArenaResidency extends Residency {
+export interface ArenaResidency extends Residency, ResidencyControl {
   /** Experts that the arena has room for; never more than there are. */
   readonly capacity: number
   /** Experts in a slot now. */
@@ -88,19 +97,24 @@ class Arena implements ArenaResidency {
     layer: number,
     routed: Uint16Array,
     count: number,
-    usage: ExpertUsage,
+    account: Account,
     signal?: AbortSignal,
   ): undefined | Promise<void> {
     const row = layer * this.#manifest.config.experts
+    const { guessed } = this.#table
+    const { usage } = account
     this.#forecast.visit(layer)
     for (let i = 0; i < count; i++) {
-      this.#forecast.use(row + routed[i])
-      this.#table.pin(row + routed[i])
+      const key = row + routed[i]
+      this.#forecast.use(key)
+      this.#table.pin(key)
+      usage.prefetchedUsed += guessed[key]
+      guessed[key] = 0
     }
     const missing = this.#countMissing(row, routed, count)
-    usage.hits += count - missing
-    usage.misses += missing
-    return missing === 0 ? undefined : this.#wait(layer, this.#missing(row, routed, count), usage, signal)
+    usage.layerHits[layer] += count - missing
+    usage.layerMisses[layer] += missing
+    return missing === 0 ? undefined : this.#wait(layer, this.#missing(row, routed, count), account, signal)
   }
 
   release(layer: number): void {
@@ -108,21 +122,66 @@ class Arena implements ArenaResidency {
     for (let key = layer * experts; key < (layer + 1) * experts; key++) this.#table.unpin(key)
   }
 
-  prefetch(layer: number, routed: Uint16Array, count: number, usage: ExpertUsage): void {
+  prefetch(layer: number, routed: Uint16Array, count: number, account: Account): void {
     const row = layer * this.#manifest.config.experts
     if (this.#countMissing(row, routed, count) === 0) return
-    this.#request(layer, this.#missing(row, routed, count), false, usage)
+    for (const expert of this.#missing(row, routed, count)) {
+      if (this.#table.coming[row + expert]) continue
+      this.#table.guessed[row + expert] = 1
+      account.usage.prefetched += 1
+    }
+    this.#request(layer, this.#missing(row, routed, count), GUESS, account)
+  }
+
+  snapshot(): ResidencySnapshot {
+    const { config, experts } = this.#manifest
+    return {
+      layers: config.layers,
+      experts: config.experts,
+      expertBytes: experts.bytes,
+      capacity: this.capacity,
+      resident: this.resident,
+      isResident: Uint8Array.from(this.slots, (slot) => (slot < 0 ? 0 : 1)),
+      frequency: Float32Array.from(this.slots, (_, key) => this.#forecast.rate(key)),
+    }
+  }
+
+  async prewarm(limits: WarmUpLimits = {}, signal?: AbortSignal): Promise<WarmUp> {
+    throwIfCancelled(signal)
+    const { layers, experts } = this.#manifest.config
+    const usage = new ExpertUsage(layers)
+    const account = { options: { ...DEFAULT_EXPERTS, ...limits }, usage }
+    const before = this.resident
+    // As many as there are free slots, the likeliest first; they are then fetched in the order of a forward pass.
+    const likeliest = Array.from(this.slots.keys())
+      .filter((key) => this.slots[key] < 0)
+      .sort((a, b) => this.#forecast.rate(b) - this.#forecast.rate(a) || a - b)
+      .slice(0, this.capacity - before)
+      .sort((a, b) => a - b)
+    const flights = new Set<Flight>()
+    for (let layer = 0; layer < layers; layer++) {
+      const wanted = likeliest.filter((key) => Math.floor(key / experts) === layer)
+      const missing = wanted.map((key) => key - layer * experts)
+      const { flights: some, spent } = this.#request(layer, missing, WARM_UP, account)
+      for (const flight of some) flights.add(flight)
+      if (spent) break
+    }
+    await this.#flights.landing(flights, WARM_UP, signal)
+    return { loaded: this.resident - before, bytes: usage.bytes, requests: usage.requests }
   }
 
   /** Makes pinned experts resident, or unpins the layer. */
   async #wait(
     layer: number,
     experts: number[],
-    usage: ExpertUsage,
+    account: Account,
     signal: AbortSignal | undefined,
   ): Promise<void> {
     const started = performance.now()
     const row = layer * this.#manifest.config.experts
+    const limit = patience(account)
+    const late = limit === undefined ? undefined : AbortSignal.timeout(limit)
+    const either = late && signal ? AbortSignal.any([signal, late]) : (late ?? signal)
     try {
       throwIfCancelled(signal)
       this.#checkPins()
@@ -132,18 +191,30 @@ class Arena implements ArenaResidency {
         missing.length > 0;
         missing = missing.filter((e) => this.slots[row + e] < 0)
       ) {
-        await this.#flights.landing(this.#request(layer, missing, true, usage), signal)
+        const { flights, spent } = this.#request(layer, missing, NEEDED, account)
+        if (spent || limit === 0) throw budgetSpent(account)
+        await this.#flights.landing(flights, NEEDED, either)
       }
     } catch (cause) {
       this.release(layer)
-      throw cause instanceof SparsedgeError ? cause.at({ model: this.#manifest.name, layer }) : cause
+      const place = { model: this.#manifest.name, layer }
+      if (late?.aborted && !signal?.aborted) throw budgetSpent(account).at(place)
+      throw cause instanceof SparsedgeError ? cause.at(place) : cause
     } finally {
-      usage.waitMs += performance.now() - started
+      account.usage.layerWaitMs[layer] += performance.now() - started
     }
   }
 
-  /** The flights that bring the missing experts: those on their way already, and new ones for the rest. */
-  #request(layer: number, missing: readonly number[], urgent: boolean, usage: ExpertUsage): Set<Flight> {
+  /**
+   * The flights that bring the missing experts: those on their way already, and new ones for the rest, as far as the
+   * request's limits go.
+   */
+  #request(
+    layer: number,
+    missing: readonly number[],
+    urgency: Urgency,
+    account: Account,
+  ): { flights: Set<Flight>; spent: boolean } {
     const { config, experts } = this.#manifest
     const row = layer * config.experts
     const flights = new Set<Flight>()
@@ -158,13 +229,14 @@ class Arena implements ArenaResidency {
       ? [{ hash: bundle, first: 0, shards, wanted: rest }]
       : rest.map((e) => ({ hash: shards[e], first: e, shards: [shards[e]], wanted: [e] }))
     for (const { wanted, ...object } of objects) {
+      if (!book(account, object.shards.length * experts.bytes)) return { flights, spent: true }
       const cargo = { ...object, layer, key: row + object.first, expertBytes: experts.bytes }
-      const load = new Load(cargo, this.#table, this.#store, usage, urgent)
+      const load = new Load(cargo, this.#table, this.#store, account, urgency)
       for (const expert of wanted) this.#table.coming[row + expert] = load
       this.#flights.start(load)
       flights.add(load)
     }
-    return flights
+    return { flights, spent: false }
   }
 
   #countMissing(row: number, routed: Uint16Array, count: number): number {

@@ -1,7 +1,7 @@
 /**
  * @module
- * The queue of fetches: a few fly at once, those that a step waits for before those that are only expected to be
- * needed. A flight belongs to nobody: whoever needs what it brings waits for it, and one that everybody has left is
+ * The queue of fetches: a few fly at once, those that a step waits for before those that are expected to be needed soon,
+ * and these before those that only fill memory. A flight belongs to nobody: whoever needs what it brings waits for it, and one that everybody has left is
  * given up. That frees its lane and its memory when the store has let go of them, not before: a late answer must never
  * write into memory that was given to another flight. How long a store may take is its deadline's business.
  */
@@ -9,11 +9,17 @@ import { abortable } from '../abortable.ts'
 import { SparsedgeError } from '../errors.ts'
 import { MAX_IN_FLIGHT } from '../store/lanes.ts'
 
+/** What a flight is for, the most urgent last. */
+export const WARM_UP = 0
+export const GUESS = 1
+export const NEEDED = 2
+export type Urgency = typeof WARM_UP | typeof GUESS | typeof NEEDED
+
 export abstract class Flight {
   readonly #stop = new AbortController()
   readonly turn = Promise.withResolvers<void>()
-  /** A step waits for it, or has waited: what only a guess has started goes on without passengers. */
-  urgent: boolean
+  /** `NEEDED` once a step waits for it, or has waited: what only a guess has started goes on without passengers. */
+  urgency: Urgency
   passengers = 0
   over = false
   failure: unknown
@@ -24,8 +30,8 @@ export abstract class Flight {
    */
   done: Promise<void> = Promise.resolve()
 
-  constructor(urgent: boolean) {
-    this.urgent = urgent
+  constructor(urgency: Urgency) {
+    this.urgency = urgency
   }
 
   /** Takes the memory that the flight needs, right before it starts; false if that cannot be had now. */
@@ -48,9 +54,9 @@ export abstract class Flight {
     this.turn.reject(this.#stop.signal.reason)
   }
 
-  join(): void {
+  join(urgency: Urgency): void {
     this.passengers += 1
-    this.urgent = true
+    if (urgency > this.urgency) this.urgency = urgency
   }
 
   leave(): void {
@@ -76,8 +82,12 @@ export class Flights {
    *
    * @throws what a flight failed with; SparsedgeError `cancelled` if the signal fired
    */
-  async landing(flights: ReadonlySet<Flight>, signal: AbortSignal | undefined): Promise<void> {
-    for (const flight of flights) flight.join()
+  async landing(
+    flights: ReadonlySet<Flight>,
+    urgency: Urgency,
+    signal: AbortSignal | undefined,
+  ): Promise<void> {
+    for (const flight of flights) flight.join(urgency)
     try {
       // They wait behind all that came before, so somebody has to notice if a request takes those along.
       for (const other of [...this.#flying, ...this.#queue]) void this.#watch(other)
@@ -119,7 +129,7 @@ export class Flights {
   /** Gives turns while there are lanes and memory. */
   #pump(): void {
     while (this.#flying.size < MAX_IN_FLIGHT) {
-      const flight = this.#queue.find(({ urgent }) => urgent) ?? this.#queue[0]
+      const flight = this.#next()
       if (flight === undefined) return
       if (flight.claim()) {
         this.#queue.splice(this.#queue.indexOf(flight), 1)
@@ -128,11 +138,19 @@ export class Flights {
         continue
       }
       // What flies holds memory that nobody has pinned yet, and pumps again when it ends. A guess can be dropped.
-      if (flight.urgent && this.#flying.size > 0) return
-      if (flight.urgent)
+      const needed = flight.urgency === NEEDED
+      if (needed && this.#flying.size > 0) return
+      if (needed)
         flight.failure = new SparsedgeError('arena_too_small', 'more is pinned than the arena holds')
       flight.abandon()
       this.#end(flight)
     }
+  }
+
+  /** The first of the most urgent. */
+  #next(): Flight | undefined {
+    let best = this.#queue[0]
+    for (const flight of this.#queue) if (flight.urgency > best.urgency) best = flight
+    return best
   }
 }

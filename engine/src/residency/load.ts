@@ -4,9 +4,10 @@
  */
 import { SparsedgeError } from '../errors.ts'
 import type { Destination, ShardStore } from '../store/store.ts'
-import { Flight } from './flights.ts'
+import { giveBack } from './budget.ts'
+import { Flight, NEEDED, type Urgency, WARM_UP } from './flights.ts'
+import type { Account } from './residency.ts'
 import type { Slots } from './slots.ts'
-import type { ExpertUsage } from './usage.ts'
 
 /** An object in the store, as the experts that lie in it end to end. */
 export interface Cargo {
@@ -28,17 +29,21 @@ export class Load extends Flight {
   readonly #cargo: Cargo
   readonly #slots: Slots
   readonly #store: ShardStore
-  readonly #usage: ExpertUsage
+  readonly #account: Account
   /** Slot that each expert of the cargo will fill, or -1. */
   readonly #taken: Int32Array
+  #started = false
 
-  /** @param store one that verifies */
-  constructor(cargo: Cargo, slots: Slots, store: ShardStore, usage: ExpertUsage, urgent: boolean) {
-    super(urgent)
+  /**
+   * @param store one that verifies
+   * @param account has a fetch of the cargo booked; whatever is not started is given back to it
+   */
+  constructor(cargo: Cargo, slots: Slots, store: ShardStore, account: Account, urgency: Urgency) {
+    super(urgency)
     this.#cargo = cargo
     this.#slots = slots
     this.#store = store
-    this.#usage = usage
+    this.#account = account
     this.#taken = new Int32Array(cargo.shards.length).fill(-1)
   }
 
@@ -47,8 +52,8 @@ export class Load extends Flight {
     for (let i = 0; i < this.#taken.length; i++) {
       const key = this.#cargo.key + i
       // A guess must find room for all that it wants. Where a step waits, only what is pinned must find room.
-      if (coming[key] !== this || (this.urgent && !this.#slots.isPinned(key))) continue
-      this.#taken[i] = this.#slots.take()
+      if (coming[key] !== this || (this.urgency === NEEDED && !this.#slots.isPinned(key))) continue
+      this.#taken[i] = this.urgency === WARM_UP ? this.#slots.takeFree() : this.#slots.take()
       if (this.#taken[i] >= 0) continue
       this.#giveBack()
       return false
@@ -63,10 +68,11 @@ export class Load extends Flight {
   }
 
   async fetch(signal: AbortSignal): Promise<void> {
-    const { hash, shards, expertBytes } = this.#cargo
+    const { hash } = this.#cargo
+    this.#started = true
     try {
       const tier = await this.#store.read(hash, this.#destinations(), signal)
-      this.#usage.fetched(tier, shards.length * expertBytes)
+      this.#account.usage.fetched(tier, this.#bytes)
       this.#publish()
     } catch (cause) {
       throw this.#located(cause)
@@ -74,11 +80,19 @@ export class Load extends Flight {
   }
 
   end(): void {
-    const { coming } = this.#slots
+    const { coming, guessed, of } = this.#slots
     this.#giveBack()
     for (let i = 0; i < this.#taken.length; i++) {
-      if (coming[this.#cargo.key + i] === this) coming[this.#cargo.key + i] = undefined
+      const key = this.#cargo.key + i
+      if (coming[key] !== this) continue
+      coming[key] = undefined
+      if (of[key] < 0) guessed[key] = 0
     }
+    if (!this.#started) giveBack(this.#account, this.#bytes)
+  }
+
+  get #bytes(): number {
+    return this.#cargo.shards.length * this.#cargo.expertBytes
   }
 
   #destinations(): Destination[] {

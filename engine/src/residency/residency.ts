@@ -3,7 +3,55 @@
  * The interface between sparse decoding and expert storage: which experts are in a slot of the arena, and how more
  * get there. A backend knows slots; it never knows where bytes come from.
  */
+import type { ExpertOptions } from '../request.ts'
 import type { ExpertUsage } from './usage.ts'
+
+/** On whose behalf experts are fetched: what it allows, and what it has cost so far. */
+export interface Account {
+  readonly options: ExpertOptions
+  readonly usage: ExpertUsage
+}
+
+/** What an arena holds at a moment. */
+export interface ResidencySnapshot {
+  readonly layers: number
+  readonly experts: number
+  /** Bytes of one expert. */
+  readonly expertBytes: number
+  /** Experts that the arena has room for, and that are in it. */
+  readonly capacity: number
+  readonly resident: number
+  /** [layers, experts]: 1 where the expert is resident, else 0. */
+  readonly isResident: Uint8Array
+  /** [layers, experts]: the share of steps, lately, that used the expert, from 0 to 1. */
+  readonly frequency: Float32Array
+}
+
+/** How much a warm-up may do; absent: until the arena is full. */
+export interface WarmUpLimits {
+  readonly maxBytes?: number
+  readonly maxFetches?: number
+}
+
+export interface WarmUp {
+  /** Experts that it made resident. */
+  readonly loaded: number
+  readonly bytes: number
+  readonly requests: number
+}
+
+/** What the owner of a backend, rather than a step, may want of its residency. */
+export interface ResidencyControl {
+  snapshot(): ResidencySnapshot
+
+  /**
+   * Fills the free slots with the experts that are likely to be needed, behind everything else that is fetched. Evicts
+   * nothing. A second call while one runs waits for the same fetches.
+   *
+   * @throws SparsedgeError as {@link ShardStore.read} does; `cancelled`
+   */
+  prewarm(limits?: WarmUpLimits, signal?: AbortSignal): Promise<WarmUp>
+}
 
 export interface Residency {
   /** Slot of each expert, [layers, experts], or -1. A slot of a pinned expert holds verified bytes and does not move. */
@@ -15,14 +63,14 @@ export interface Residency {
    * flight.
    *
    * @param routed expert indices, ascending; the first `count` entries count
-   * @throws SparsedgeError as {@link ShardStore.read} does, with model, layer and expert filled in; `cancelled`. After a
-   * failure nothing stays pinned.
+   * @throws SparsedgeError as {@link ShardStore.read} does, with model, layer and expert filled in; `expert_budget_spent`;
+   * `cancelled`. After a failure nothing stays pinned.
    */
   acquire(
     layer: number,
     routed: Uint16Array,
     count: number,
-    usage: ExpertUsage,
+    account: Account,
     signal?: AbortSignal,
   ): undefined | Promise<void>
 
@@ -33,5 +81,5 @@ export interface Residency {
    * Starts fetching what will be needed soon and returns at once. A failure here is silent: `acquire` meets it again.
    * Never evicts a pinned expert and never changes a result.
    */
-  prefetch(layer: number, routed: Uint16Array, count: number, usage: ExpertUsage): void
+  prefetch(layer: number, routed: Uint16Array, count: number, account: Account): void
 }

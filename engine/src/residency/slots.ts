@@ -17,6 +17,8 @@ export class Slots {
   readonly of: Int32Array
   /** The flight that brings a key. */
   readonly coming: (Flight | undefined)[]
+  /** 1 for a key that a guess has brought, or is bringing, and that nobody has acquired since. */
+  readonly guessed: Uint8Array
   /** Pinned keys, resident or on their way. */
   pinned = 0
   /** Keys that have a slot. */
@@ -40,6 +42,7 @@ export class Slots {
   ) {
     this.of = new Int32Array(keys).fill(NONE)
     this.coming = new Array(keys).fill(undefined)
+    this.guessed = new Uint8Array(keys)
     this.#memory = memory
     this.#slotBytes = slotBytes
     this.#forecast = forecast
@@ -93,6 +96,7 @@ export class Slots {
     }
     if (victim !== NONE) {
       this.of[this.#holder[victim]] = NONE
+      this.guessed[this.#holder[victim]] = 0
       this.#holder[victim] = NONE
       this.resident -= 1
     }

@@ -7,17 +7,17 @@ import { SparsedgeError } from '../errors.ts'
 import { wantedBytes } from './fill.ts'
 import type { ShardStore } from './store.ts'
 
-/** For an answer to begin: far above the slowest of object storage, and an expert's read still fails within the 30 s that
- * Workers leave a request whose client has gone. */
-const ANSWER_MS = 20_000
+/** For an answer to begin: far above the slowest of object storage, and an expert's read, tried again, still fails within
+ * the 30 s that Workers leave a request whose client has gone. */
+const ANSWER_MS = 6000
 /** Then 8 s for every MiB: six reads at once on a line of 6 Mbit/s are in time. */
 const BYTES_PER_MS = 131
 
 /**
- * Fires the signal of a read that takes longer than 20 s and 8 s for every MiB. What such a read still does with the
+ * Fires the signal of a read that takes longer than 6 s and 8 s for every MiB. What such a read still does with the
  * memory is the inner store's to say: this one settles when that has settled, as {@link ShardStore.read} promises.
  *
- * @param answerMs in place of the 20 s
+ * @param answerMs in place of the 6 s
  * @throws SparsedgeError `store_unavailable` where it was too late; what the inner store throws
  */
 export function withDeadline(store: ShardStore, answerMs = ANSWER_MS): ShardStore {

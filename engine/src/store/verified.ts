@@ -3,17 +3,25 @@
  * The wrapper that makes a store trustworthy: bytes whose hash is wrong never leave it.
  */
 import { SparsedgeError } from '../errors.ts'
+import { retried } from '../retry.ts'
 import { sha256 } from './sha256.ts'
 import type { Destination, ShardStore, Tier } from './store.ts'
 
 class VerifiedStore implements ShardStore {
   readonly #inner: ShardStore
 
-  constructor(inner: ShardStore) {
+  readonly #attempts: number
+
+  constructor(inner: ShardStore, attempts: number) {
     this.#inner = inner
+    this.#attempts = attempts
   }
 
-  async read(hash: string, into: readonly Destination[], signal?: AbortSignal): Promise<Tier> {
+  read(hash: string, into: readonly Destination[], signal?: AbortSignal): Promise<Tier> {
+    return retried(this.#attempts, () => this.#readOnce(hash, into, signal), signal)
+  }
+
+  async #readOnce(hash: string, into: readonly Destination[], signal?: AbortSignal): Promise<Tier> {
     try {
       const tier = await this.#inner.read(hash, into, signal)
       // One after the other: a runtime may copy what it digests, and whole shards must not pile up.
@@ -26,7 +34,7 @@ class VerifiedStore implements ShardStore {
   }
 
   manifest(model: string, signal?: AbortSignal): Promise<Uint8Array> {
-    return this.#inner.manifest(model, signal)
+    return retried(this.#attempts, () => this.#inner.manifest(model, signal), signal)
   }
 }
 
@@ -45,9 +53,10 @@ async function verify({ hash, bytes }: Destination, tier: Tier): Promise<void> {
  * Digests every destination after it was filled, and zero-fills all of them when a read fails in any way. A store that
  * verifies already is returned as it is, so whoever must be able to trust a store simply wraps it.
  *
+ * @param attempts how often a read is tried that fails in a way that may pass, wrong bytes included, see {@link retried}
  * @throws SparsedgeError from `read`, besides the inner store's: `shard_hash_mismatch`, with the destination's hash as
  * its shard
  */
-export function verified(store: ShardStore): ShardStore {
-  return store instanceof VerifiedStore ? store : new VerifiedStore(store)
+export function verified(store: ShardStore, attempts = 1): ShardStore {
+  return store instanceof VerifiedStore ? store : new VerifiedStore(store, attempts)
 }

@@ -102,6 +102,8 @@ const ANSWERS: Readonly<Record<ApiCode, Answer>> = {
     instead: 'the storage that holds the model does not answer; try again',
     retryAfter: 5,
   },
+  // Once more experts are resident, the same request needs less.
+  expert_budget_spent: { status: 503, type: 'server_error', retryAfter: 5 },
   arena_too_small: tooSmall,
   memory_exhausted: tooSmall,
   backend_unavailable: tooSmall,

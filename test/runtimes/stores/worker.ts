@@ -8,7 +8,9 @@ import { createEngine, type Engine } from '@sparsedge/engine'
 import { SparsedgeError } from '@sparsedge/engine/errors'
 import { parseManifest } from '@sparsedge/engine/pack/manifest'
 import { referenceBackend } from '@sparsedge/engine/reference'
+import { DEFAULT_EXPERTS } from '@sparsedge/engine/request'
 import { type ArenaResidency, createResidency } from '@sparsedge/engine/residency/arena'
+import type { Account } from '@sparsedge/engine/residency/residency'
 import { ExpertUsage } from '@sparsedge/engine/residency/usage'
 import { withDeadline } from '@sparsedge/engine/store/deadline'
 import { httpStore } from '@sparsedge/engine/store/http'
@@ -66,6 +68,7 @@ export interface AcquireResult {
 
 let residency: ArenaResidency
 let engine: Once<Engine>
+let layers: number
 
 const handlers: Record<string, (task: never, bucket: R2Bucket) => Promise<unknown>> = {
   '/read': async (task: ReadTask, bucket): Promise<ReadResult> => {
@@ -93,6 +96,7 @@ const handlers: Record<string, (task: never, bucket: R2Bucket) => Promise<unknow
     const store = withDeadline(httpStore(url), answerMs)
     const manifest = parseManifest(await store.manifest(model))
     const slotBytes = manifest.experts.bytes
+    layers = manifest.config.layers
     residency = createResidency({ manifest, store, arena: new Uint8Array(slots * slotBytes), slotBytes })
     engine = once(() => createEngine({ store, model, backend: referenceBackend() }))
     return {}
@@ -105,21 +109,23 @@ const handlers: Record<string, (task: never, bucket: R2Bucket) => Promise<unknow
   },
 
   '/acquire': async ({ layer, routed, leaveAfter, cancelAfter }: AcquireTask): Promise<AcquireResult> => {
-    const usage = new ExpertUsage()
+    const account = newAccount()
     const signal = cancelAfter === undefined ? undefined : AbortSignal.timeout(cancelAfter)
-    const acquired = residency.acquire(layer, Uint16Array.from(routed), routed.length, usage, signal)
+    const acquired = residency.acquire(layer, Uint16Array.from(routed), routed.length, account, signal)
     const result = await (leaveAfter === undefined ? acquired?.then(() => ({}), failure) : sleep(leaveAfter))
     residency.release(layer)
     const { resident, capacity } = residency
-    return { resident, capacity, hits: usage.hits, misses: usage.misses, ...result }
+    return { resident, capacity, hits: account.usage.hits, misses: account.usage.misses, ...result }
   },
 
   '/prefetch': async ({ layer, routed, leaveAfter = 0 }: AcquireTask) => {
-    residency.prefetch(layer, Uint16Array.from(routed), routed.length, new ExpertUsage())
+    residency.prefetch(layer, Uint16Array.from(routed), routed.length, newAccount())
     await sleep(leaveAfter)
     return {}
   },
 }
+
+const newAccount = (): Account => ({ options: DEFAULT_EXPERTS, usage: new ExpertUsage(layers) })
 
 const sleep = (milliseconds: number) => new Promise<void>((done) => setTimeout(done, milliseconds))
 

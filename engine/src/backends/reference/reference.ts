@@ -6,6 +6,8 @@
 import { SparsedgeError, throwIfCancelled } from '../../errors.ts'
 import type { ModelConfig } from '../../model/config.ts'
 import { gateWeights } from '../../model/gate.ts'
+import { type GateRule, gateRule } from '../../model/selection.ts'
+import type { ExpertOptions } from '../../request.ts'
 import { ExpertUsage } from '../../residency/usage.ts'
 import type { Backend, Logits, Sequence } from '../backend.ts'
 import { addTo, attend, linear, rmsNorm, rotate, swiglu } from './maths.ts'
@@ -29,14 +31,17 @@ export interface Trace {
 /** Keys and values of the tokens so far, per layer [capacity, kvHeads · headDim]. */
 class ReferenceSequence implements Sequence {
   readonly capacity: number
-  readonly usage = new ExpertUsage()
+  readonly usage: ExpertUsage
+  readonly rule: GateRule
   length = 0
   keys: Float32Array[]
   values: Float32Array[]
 
-  constructor({ layers, kvHeads, headDim }: ModelConfig, capacity: number) {
+  constructor({ layers, kvHeads, headDim }: ModelConfig, capacity: number, rule: GateRule) {
     const cache = () => Array.from({ length: layers }, () => new Float32Array(capacity * kvHeads * headDim))
     this.capacity = capacity
+    this.usage = new ExpertUsage(layers)
+    this.rule = rule
     this.keys = cache()
     this.values = cache()
   }
@@ -57,9 +62,10 @@ export class ReferenceBackend implements Backend {
     this.#model = model
   }
 
-  open(capacity: number): Sequence {
+  open(capacity: number, experts?: ExpertOptions): Sequence {
+    const rule = gateRule(this.config, experts?.selection)
     try {
-      return new ReferenceSequence(this.config, capacity)
+      return new ReferenceSequence(this.config, capacity, rule)
     } catch (cause) {
       const message = `no memory for a sequence of ${capacity} tokens; ask for a shorter one`
       throw new SparsedgeError('memory_exhausted', message, {}, { cause })
@@ -99,7 +105,8 @@ export class ReferenceBackend implements Backend {
       addTo(x, this.#attention(layer, i, rmsNorm(x, layer.attentionNorm, normEps), sequence))
       const h = rmsNorm(x, layer.ffnNorm, normEps)
       // A look-ahead gate decides on what the layer before saw, so that its experts can be fetched a layer early.
-      const decision = this.#gate(layer, gate.source === 'previous' ? (previous ?? h) : h)
+      const source = gate.source === 'previous' ? (previous ?? h) : h
+      const decision = this.#gate(layer, source, sequence.rule.top, sequence.rule.levels[i])
       addTo(x, this.#experts(layer, h, decision.weights))
       gates.push(decision)
       previous = h
@@ -127,7 +134,7 @@ export class ReferenceBackend implements Backend {
   }
 
   /** z = router.weight · source + router.bias, then g. @param source [tokens, hidden] */
-  #gate(layer: Layer, source: Float32Array): GateTrace {
+  #gate(layer: Layer, source: Float32Array, top: number, level: number): GateTrace {
     const { experts, hidden, gate } = this.config
     const size = (source.length / hidden) * experts
     const scores = layer.router ? linear(layer.router.weight, source) : new Float32Array(size)
@@ -135,7 +142,7 @@ export class ReferenceBackend implements Backend {
     for (let at = 0; at < size; at += experts) {
       const z = scores.subarray(at, at + experts)
       if (layer.router) addTo(z, layer.router.bias)
-      gateWeights(gate, z, weights.subarray(at, at + experts))
+      gateWeights(gate.kind, top, level, z, weights.subarray(at, at + experts))
     }
     return { scores, weights }
   }
@@ -167,15 +174,19 @@ export class ReferenceBackend implements Backend {
 
   #account(usage: ExpertUsage, gates: readonly GateTrace[]): void {
     const { experts } = this.config
-    for (const { weights } of gates) {
+    for (const [layer, { weights }] of gates.entries()) {
       const used = new Set<number>()
+      let pairs = 0
       for (const [i, g] of weights.entries()) {
         if (g === 0) continue
-        usage.activated += 1
+        pairs += 1
         used.add(i % experts)
       }
+      usage.layerActivated[layer] += pairs
+      usage.layerHits[layer] += used.size
+      usage.chosen += pairs
+      usage.honoured += pairs
       usage.possible += weights.length
-      usage.hits += used.size
     }
   }
 }

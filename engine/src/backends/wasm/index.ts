@@ -3,7 +3,9 @@
  * The WASM backend: a model's trunk, KV pages and expert arena in one fixed memory, and SIMD kernels over them.
  */
 import { SparsedgeError, throwIfCancelled } from '../../errors.ts'
+import { gateRule } from '../../model/selection.ts'
 import { loadTrunk } from '../../pack/load.ts'
+import { DEFAULT_EXPERTS } from '../../request.ts'
 import { createResidency } from '../../residency/arena.ts'
 import type { Backend, BackendFactory } from '../backend.ts'
 import { writeDescriptor } from './descriptor.ts'
@@ -55,7 +57,10 @@ export function wasmBackend(options: WasmOptions): BackendFactory {
     return {
       name,
       config: { ...config, context: Math.min(config.context, plan.cache.pages * PAGE_TOKENS) },
-      open: (capacity) => pool.open(capacity),
+      residency,
+      open(capacity, options = DEFAULT_EXPERTS) {
+        return pool.open(capacity, { rule: gateRule(config, options.selection), options })
+      },
       step(sequence, tokens, stepSignal) {
         if (!(sequence instanceof WasmSequence)) throw new TypeError('the sequence is not of a WASM backend')
         return stepper.step(sequence, tokens, stepSignal)

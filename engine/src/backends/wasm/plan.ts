@@ -99,6 +99,8 @@ function scratchBytes({ config }: Manifest, pages: number) {
     tokens: CHUNK * 4,
     pages: pages * 4,
     slots: experts * 4,
+    gateTop: 4,
+    gateLevels: config.layers * 4,
     routed: 2 * experts * 2,
     logits: tiles * TILE_ROWS * 4,
     x: CHUNK * hidden * 4,

@@ -4,20 +4,34 @@
  * pages that it may need when it is opened, so that it can never run out of them half-way.
  */
 import { SparsedgeError } from '../../errors.ts'
+import type { GateRule } from '../../model/selection.ts'
+import type { ExpertOptions } from '../../request.ts'
+import type { Account } from '../../residency/residency.ts'
 import { ExpertUsage } from '../../residency/usage.ts'
 import type { Sequence } from '../backend.ts'
 import { PAGE_TOKENS } from './plan.ts'
 
-export class WasmSequence implements Sequence {
+/** How a sequence's steps choose and fetch experts. */
+export interface ExpertsOfSequence {
+  readonly rule: GateRule
+  readonly options: ExpertOptions
+}
+
+export class WasmSequence implements Sequence, Account {
   length = 0
   readonly capacity: number
-  readonly usage = new ExpertUsage()
+  readonly usage: ExpertUsage
+  readonly rule: GateRule
+  readonly options: ExpertOptions
   /** Its pages, in the order of its tokens; empty once it is closed. */
   pages: Int32Array
   readonly #pool: PagePool
 
-  constructor(capacity: number, pages: Int32Array, pool: PagePool) {
+  constructor(capacity: number, { rule, options }: ExpertsOfSequence, pages: Int32Array, pool: PagePool) {
     this.capacity = capacity
+    this.usage = new ExpertUsage(rule.levels.length)
+    this.rule = rule
+    this.options = options
     this.pages = pages
     this.#pool = pool
   }
@@ -39,7 +53,7 @@ export class PagePool {
   }
 
   /** @throws SparsedgeError `memory_exhausted` if it can never fit, `queue_full` if it does not fit now */
-  open(capacity: number): WasmSequence {
+  open(capacity: number, experts: ExpertsOfSequence): WasmSequence {
     const needed = Math.ceil(capacity / PAGE_TOKENS)
     if (needed > this.#count) {
       throw new SparsedgeError(
@@ -53,7 +67,7 @@ export class PagePool {
         `a sequence of ${capacity} tokens does not fit now: ${this.#free.length * PAGE_TOKENS} are free; try again`,
       )
     }
-    return new WasmSequence(capacity, Int32Array.from(this.#free.splice(0, needed)), this)
+    return new WasmSequence(capacity, experts, Int32Array.from(this.#free.splice(0, needed)), this)
   }
 
   giveBack(pages: Int32Array): void {

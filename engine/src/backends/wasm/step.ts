@@ -5,6 +5,7 @@
  */
 import { SparsedgeError, throwIfCancelled } from '../../errors.ts'
 import type { ModelConfig } from '../../model/config.ts'
+import type { GateRule } from '../../model/selection.ts'
 import type { ArenaResidency } from '../../residency/arena.ts'
 import type { Logits } from '../backend.ts'
 import { CHUNK, type Plan } from './plan.ts'
@@ -21,11 +22,15 @@ export class Stepper {
   readonly #tokenIds: Int32Array // [CHUNK]
   readonly #pages: Int32Array // [pages]
   readonly #slots: Int32Array // [experts]
+  readonly #gateTop: Int32Array // [1]
+  readonly #gateLevels: Float32Array // [layers]
   readonly #routed: readonly [Uint16Array, Uint16Array] // [experts], of even and of odd layers
   readonly #logits: Logits
 
   // Where the step at hand is. A step that waits keeps its place here.
   #sequence: WasmSequence | undefined
+  /** The one that the kernels have at hand. */
+  #rule: GateRule | undefined
   #tokens: Int32Array = NO_TOKENS
   #signal: AbortSignal | undefined
   #first = 0
@@ -48,6 +53,8 @@ export class Stepper {
     this.#tokenIds = new Int32Array(buffer, scratch.tokens, CHUNK)
     this.#pages = new Int32Array(buffer, scratch.pages, cache.pages)
     this.#slots = new Int32Array(buffer, scratch.slots, config.experts)
+    this.#gateTop = new Int32Array(buffer, scratch.gateTop, 1)
+    this.#gateLevels = new Float32Array(buffer, scratch.gateLevels, config.layers)
     this.#routed = [
       new Uint16Array(buffer, scratch.routed, config.experts),
       new Uint16Array(buffer, scratch.routed + config.experts * 2, config.experts),
@@ -67,6 +74,7 @@ export class Stepper {
     this.#tokens = tokens
     this.#signal = signal
     this.#pages.set(sequence.pages)
+    this.#select(sequence.rule)
     this.#first = 0
     let wait: undefined | Promise<void>
     try {
@@ -77,6 +85,13 @@ export class Stepper {
       throw error
     }
     return wait ? this.#resume(sequence, wait) : this.#finish(sequence)
+  }
+
+  #select(rule: GateRule): void {
+    if (this.#rule === rule) return
+    this.#rule = rule
+    this.#gateTop[0] = rule.top
+    this.#gateLevels.set(rule.levels)
   }
 
   #check(sequence: WasmSequence, tokens: Int32Array): void {
@@ -141,20 +156,14 @@ export class Stepper {
     this.#kernels.ffnInput(layer, count)
     if (gate.source === 'own' || layer === 0) this.#gate(layer)
     const routed = this.#routed[layer & 1]
-    const wait = this.#residency.acquire(
-      layer,
-      routed,
-      this.#routedCount[layer & 1],
-      sequence.usage,
-      this.#signal,
-    )
+    const wait = this.#residency.acquire(layer, routed, this.#routedCount[layer & 1], sequence, this.#signal)
     const next = layer + 1
     const complete = this.#residency.resident === layers * experts
     // Where a gate reads the layer before it, this is the next layer's gate itself; elsewhere it is a good guess.
     if (next < layers && (gate.source === 'previous' || !complete)) {
       this.#gate(next)
       if (!complete) {
-        this.#residency.prefetch(next, this.#routed[next & 1], this.#routedCount[next & 1], sequence.usage)
+        this.#residency.prefetch(next, this.#routed[next & 1], this.#routedCount[next & 1], sequence)
       }
     }
     return wait
@@ -172,8 +181,12 @@ export class Stepper {
     const length = this.#routedCount[layer & 1]
     const row = layer * experts
     for (let i = 0; i < length; i++) this.#slots[i] = this.#residency.slots[row + routed[i]]
-    sequence.usage.activated += this.#kernels.experts(layer, this.#count, length)
-    sequence.usage.possible += this.#count * experts
+    const pairs = this.#kernels.experts(layer, this.#count, length)
+    const { usage } = sequence
+    usage.layerActivated[layer] += pairs
+    usage.chosen += pairs
+    usage.honoured += pairs
+    usage.possible += this.#count * experts
     this.#residency.release(layer)
     this.#layer += 1
     if (this.#layer < layers) return
