@@ -45,6 +45,8 @@ export interface ShardStore {
 
 /** Larger than any manifest is: some 100,000 experts. */
 export const MAX_MANIFEST_BYTES = 8 << 20
+/** How long a shard may be kept by whoever caches it: a year, as its key never means anything else. */
+export const IMMUTABLE = 'public, max-age=31536000, immutable'
 export const HASH = /^[0-9a-f]{64}$/
 export const MODEL_NAME = /^[a-z0-9][a-z0-9._-]{0,63}$/
 

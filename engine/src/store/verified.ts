@@ -24,8 +24,7 @@ class VerifiedStore implements ShardStore {
   async #readOnce(hash: string, into: readonly Destination[], signal?: AbortSignal): Promise<Tier> {
     try {
       const tier = await this.#inner.read(hash, into, signal)
-      // One after the other: a runtime may copy what it digests, and whole shards must not pile up.
-      for (const destination of into) await verify(destination, tier)
+      await verify(into, tier)
       return tier
     } catch (cause) {
       for (const { bytes } of into) bytes.fill(0)
@@ -38,15 +37,19 @@ class VerifiedStore implements ShardStore {
   }
 }
 
-async function verify({ hash, bytes }: Destination, tier: Tier): Promise<void> {
-  if (hash === null) return
-  const found = await sha256(bytes)
-  if (found === hash) return
-  throw new SparsedgeError(
-    'shard_hash_mismatch',
-    `the bytes of shard ${hash} from the ${tier} store hash to ${found}; they are damaged, push the pack again with --force`,
-    { shard: hash, tier },
-  )
+/** @throws SparsedgeError `shard_hash_mismatch`, with the destination's hash as its shard */
+export async function verify(into: readonly Destination[], tier: Tier): Promise<void> {
+  // One after the other: a runtime may copy what it digests, and whole shards must not pile up.
+  for (const { hash, bytes } of into) {
+    if (hash === null) continue
+    const found = await sha256(bytes)
+    if (found === hash) continue
+    throw new SparsedgeError(
+      'shard_hash_mismatch',
+      `the bytes of shard ${hash} from the ${tier} store hash to ${found}; they are damaged, push the pack again with --force`,
+      { shard: hash, tier },
+    )
+  }
 }
 
 /**

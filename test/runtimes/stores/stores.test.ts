@@ -6,7 +6,15 @@ import { manifestKey, shardKey } from '@sparsedge/engine/store/store'
 import { afterAll, beforeAll, beforeEach, describe, expect, test } from 'vitest'
 import { createTestHarness } from 'wrangler'
 import { type TinyPack, tinyPack } from '../../fixtures/tiny.ts'
-import type { AcquireResult, AcquireTask, LoadTask, ReadResult, ReadTask, SetUpTask } from './worker.ts'
+import type {
+  AcquireResult,
+  AcquireTask,
+  LoadTask,
+  ReadResult,
+  ReadTask,
+  SetUpTask,
+  SpoilTask,
+} from './worker.ts'
 
 // What Node's streams and promises cannot show: the stores and the residency inside workerd itself.
 const harness = createTestHarness({
@@ -99,6 +107,30 @@ describe('R2, read in workerd', () => {
       error: { code: 'cancelled' },
     })
     expect(await ask<ReadResult>('/read', task)).toEqual({ tier: 'r2', hashes })
+  })
+
+  describe('behind the Cache API', () => {
+    const read = () => ask<ReadResult>('/read', { ...task, cached: true } satisfies ReadTask)
+
+    test('comes from the bucket once', async () => {
+      await bucket.put(shardKey(hash), bundle)
+      expect(await read()).toEqual({ tier: 'r2', hashes })
+      expect(await read()).toEqual({ tier: 'cache', hashes })
+      await bucket.delete(shardKey(hash))
+      expect(await read()).toEqual({ tier: 'cache', hashes })
+    })
+
+    test.each([
+      { fault: 'is cut off', body: 'too short' },
+      { fault: 'is too long', body: 'x'.repeat(300_000) },
+      { fault: 'has other bytes', body: 'x'.repeat(200_011) },
+      { fault: 'is empty', body: '' },
+    ])('a cached body that $fault is replaced from the bucket', async ({ body }) => {
+      await bucket.put(shardKey(hash), bundle)
+      await ask('/spoil', { hash, body } satisfies SpoilTask)
+      expect(await read()).toEqual({ tier: 'r2', hashes })
+      expect(await read()).toEqual({ tier: 'cache', hashes })
+    })
   })
 
   test('a manifest is read; one that is not there is told', async () => {

@@ -12,10 +12,12 @@ import { DEFAULT_EXPERTS } from '@sparsedge/engine/request'
 import { type ArenaResidency, createResidency } from '@sparsedge/engine/residency/arena'
 import type { Account } from '@sparsedge/engine/residency/residency'
 import { ExpertUsage } from '@sparsedge/engine/residency/usage'
+import { cached, type ShardCache } from '@sparsedge/engine/store/cached'
 import { withDeadline } from '@sparsedge/engine/store/deadline'
 import { httpStore } from '@sparsedge/engine/store/http'
 import { r2Store } from '@sparsedge/engine/store/r2'
 import { sha256 } from '@sparsedge/engine/store/sha256'
+import { shardKey } from '@sparsedge/engine/store/store'
 import { verified } from '@sparsedge/engine/store/verified'
 import { type Once, once } from '../../../functions/src/once.ts'
 
@@ -26,6 +28,8 @@ export interface ReadTask {
   readonly gap: number
   /** Cancels the read at once. */
   readonly cancel?: boolean
+  /** Has the Cache API before the bucket, and waits for what is put there. */
+  readonly cached?: boolean
 }
 
 export interface ReadResult {
@@ -33,6 +37,12 @@ export interface ReadResult {
   /** Of each slot's bytes, afterwards. */
   readonly hashes: readonly string[]
   readonly error?: { readonly code: string; readonly place: object }
+}
+
+/** Puts something else in a shard's place in the cache. */
+export interface SpoilTask {
+  readonly hash: string
+  readonly body: string
 }
 
 /** Makes the residency anew, and forgets the engine. */
@@ -66,6 +76,9 @@ export interface AcquireResult {
   readonly error?: { readonly code: string; readonly place: object }
 }
 
+const ORIGIN = 'https://stores.example'
+declare const caches: { readonly default: ShardCache }
+
 let residency: ArenaResidency
 let engine: Once<Engine>
 let layers: number
@@ -81,10 +94,21 @@ const handlers: Record<string, (task: never, bucket: R2Bucket) => Promise<unknow
       return slot
     })
     const abort = new AbortController()
-    const reading = verified(r2Store(bucket)).read(task.hash, into, abort.signal)
+    const background: Promise<unknown>[] = []
+    const bucketStore = r2Store(bucket)
+    const options = { origin: () => ORIGIN, keepAlive: (work: Promise<unknown>) => background.push(work) }
+    const store = task.cached ? cached(caches.default, bucketStore, options) : bucketStore
+    const reading = verified(store).read(task.hash, into, abort.signal)
     if (task.cancel) abort.abort()
     const result = await reading.then((tier) => ({ tier }), failure)
+    await Promise.all(background)
     return { ...result, hashes: await Promise.all(into.map((slot) => sha256(slot.bytes))) }
+  },
+
+  '/spoil': async ({ hash, body }: SpoilTask) => {
+    const headers = { 'Cache-Control': 'max-age=60' }
+    await caches.default.put(`${ORIGIN}/${shardKey(hash)}`, new Response(body, { headers }))
+    return {}
   },
 
   '/manifest': async ({ model }: { model: string }, bucket) =>

@@ -5,7 +5,7 @@
  */
 import { SparsedgeError } from '@sparsedge/engine/errors'
 import { inLanes } from '@sparsedge/engine/store/lanes'
-import { manifestKey } from '@sparsedge/engine/store/store'
+import { IMMUTABLE, manifestKey } from '@sparsedge/engine/store/store'
 import { manifestBytes } from '../pack.ts'
 import type { PackDirectory } from '../pack-directory.ts'
 import { expandPack, type PackFile, type StoredObject } from './expand.ts'
@@ -18,7 +18,7 @@ export interface ObjectHeaders {
 
 const SHARD: ObjectHeaders = {
   contentType: 'application/octet-stream',
-  cacheControl: 'public, max-age=31536000, immutable',
+  cacheControl: IMMUTABLE,
 }
 const MANIFEST: ObjectHeaders = { contentType: 'application/json', cacheControl: 'public, max-age=60' }
 
