@@ -16,6 +16,8 @@ export interface WorkerOptions {
   readonly config?: string
   /** wrangler's state: the folder that a bucket was seeded in. */
   readonly state: string
+  /** Its directory of static assets, in place of that of wrangler.toml. */
+  readonly assets?: string
   /** Variables of the Worker, over those of wrangler.toml. */
   readonly vars?: Readonly<Record<string, string>>
   /** Flags for V8, for limits that workerd does not enforce by itself. */
@@ -26,6 +28,7 @@ export interface WorkerOptions {
 /** The Worker as `npm start` and a deployment run it, bundled by wrangler from wrangler.toml. */
 export async function startWorker({
   state,
+  assets,
   config = 'wrangler.toml',
   vars = {},
   v8Flags,
@@ -35,6 +38,7 @@ export async function startWorker({
   const args = ['dev', '--config', config, '--ip', '127.0.0.1', '--port', String(port), '--persist-to', state]
   args.push('--inspector-port', String(inspectorPort ?? (await freePort())))
   args.push('--show-interactive-dev-session', 'false')
+  if (assets !== undefined) args.push('--assets', assets)
   for (const [name, value] of Object.entries(vars)) args.push('--var', `${name}:${value}`)
   const program = start('wrangler', args, {
     CI: '1',

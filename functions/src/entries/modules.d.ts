@@ -11,9 +11,15 @@ declare module '*.html' {
 }
 
 declare module 'cloudflare:workers' {
-  export const env: { readonly SHARDS: import('@sparsedge/engine/store/r2').Bucket }
+  export const env: {
+    readonly SHARDS?: import('@cloudflare/workers-types').R2Bucket
+    readonly ASSETS?: { fetch: import('@sparsedge/engine/store/http').HttpFetch }
+  }
   export function waitUntil(work: Promise<unknown>): void
 }
+
+/** Of Workers and browsers; Node has none. */
+declare const caches: { readonly default: import('@sparsedge/engine/store/cached').ShardCache }
 
 /** The part of Deno that its entry uses; its full types clash with Node's. */
 declare const Deno: {
