@@ -18,6 +18,8 @@ export interface WorkerOptions {
   readonly state: string
   /** Its directory of static assets, in place of that of wrangler.toml. */
   readonly assets?: string
+  /** The host that the Worker believes to be called by. */
+  readonly host?: string
   /** Variables of the Worker, over those of wrangler.toml. */
   readonly vars?: Readonly<Record<string, string>>
   /** Flags for V8, for limits that workerd does not enforce by itself. */
@@ -29,6 +31,7 @@ export interface WorkerOptions {
 export async function startWorker({
   state,
   assets,
+  host,
   config = 'wrangler.toml',
   vars = {},
   v8Flags,
@@ -38,6 +41,7 @@ export async function startWorker({
   const args = ['dev', '--config', config, '--ip', '127.0.0.1', '--port', String(port), '--persist-to', state]
   args.push('--inspector-port', String(inspectorPort ?? (await freePort())))
   args.push('--show-interactive-dev-session', 'false')
+  if (host !== undefined) args.push('--local-upstream', host)
   if (assets !== undefined) args.push('--assets', assets)
   for (const [name, value] of Object.entries(vars)) args.push('--var', `${name}:${value}`)
   const program = start('wrangler', args, {

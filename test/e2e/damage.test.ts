@@ -42,7 +42,8 @@ beforeAll(async () => {
   await cp(inject('state'), folder, { recursive: true })
   const persist = { path: join(folder, 'v3') }
   proxy = await getPlatformProxy({ configPath: join(ROOT, 'wrangler.toml'), persist, remoteBindings: false })
-  server = await startWorker({ state: folder })
+  // On workers.dev there is no cache, and the bucket is all there is.
+  server = await startWorker({ state: folder, host: 'sparsedge.someone.workers.dev' })
 })
 afterAll(async () => {
   await server.stop()

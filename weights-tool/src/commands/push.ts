@@ -18,7 +18,8 @@ already (by name and size) is skipped, so a push that was interrupted goes on wh
 
 Targets:
   local               the bucket of \`wrangler dev\` on this machine (of the wrangler.toml in the working directory)
-  <directory>         for a static file server, or a Node or Deno server on this machine
+  <directory>         for a static file server, a Node or Deno server on this machine, or as the static assets of a
+                      Worker without a bucket (see wrangler.assets.toml)
   s3://bucket/prefix  any S3 bucket; --endpoint for all but AWS. Credentials come from the environment:
                       AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION
 
