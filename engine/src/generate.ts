@@ -41,6 +41,7 @@ export async function* generate(
   const detokenizer = text.tokenizer.detokenizer(false)
   const stop = new StopMatcher(request.stop)
 
+  const asked = performance.now()
   const sequence = await admission.enter(() => backend.open(prompt.length + limit, request.experts), signal)
   const started = performance.now()
   let prefilled = started
@@ -108,6 +109,7 @@ export async function* generate(
       promptTokens: prompt.length,
       completionTokens: generated,
       experts: sequence.usage,
+      queueMs: started - asked,
       prefillMs: prefilled - started,
       decodeMs: performance.now() - prefilled,
     },

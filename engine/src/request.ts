@@ -85,7 +85,8 @@ export interface GenerateUsage {
   readonly promptTokens: number
   readonly completionTokens: number
   readonly experts: ExpertUsage
-  /** Milliseconds. */
+  /** Milliseconds: until the sequence had its memory, until the first token, until the last. */
+  readonly queueMs: number
   readonly prefillMs: number
   readonly decodeMs: number
 }

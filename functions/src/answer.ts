@@ -11,7 +11,7 @@ import { type ChoiceEvent, generate } from './generation.ts'
 import { describe } from './middleware/errors.ts'
 import type { CommonBody } from './schema.ts'
 import type { Service } from './service.ts'
-import { timingsOf, usageOf } from './usage.ts'
+import { phasesOf, serverTiming, timingsOf, usageOf } from './usage.ts'
 
 /** How long a failed stream waits for its client to take the error. */
 const LAST_WORD_MS = 5000
@@ -42,6 +42,8 @@ interface Running {
   /** What every body of the answer starts with. */
   readonly head: { readonly id: string; readonly created: number; readonly model: string }
   readonly format: Format
+  /** Whether the cost in experts is told layer by layer. */
+  readonly byLayer: boolean
 }
 
 /**
@@ -57,7 +59,7 @@ export async function answer(
   service: Service,
   { body, requests, format }: Job,
 ): Promise<Response> {
-  const { name, engine } = service.model(body.model)
+  const { name, engine, warmUp } = service.model(body.model)
   const head = {
     id: format.idPrefix + crypto.randomUUID().replaceAll('-', ''),
     created: Math.floor(Date.now() / 1000),
@@ -65,13 +67,27 @@ export async function answer(
   }
   const gone = new AbortController()
   const signal = AbortSignal.any([c.req.raw.signal, gone.signal])
+  const arrived = performance.now()
+  let loaded = arrived
   // Others wait for the load that this request may have started, and for the end of every step.
-  const loading = service.keepAlive(engine.get())
+  const loading = service.keepAlive(
+    engine.get().then((ready) => {
+      loaded = performance.now()
+      return ready
+    }),
+  )
   const events = generate(loading, requests, service.limits, signal)
   const first = await service.keepAlive(events.next())
-  const running = { first, events, head, format }
-  if (!body.stream) return c.json(await service.keepAlive(whole(running)))
+  const running = { first, events, head, format, byLayer: body.experts?.report === 'layers' }
+  const load = loaded - arrived
+  if (!body.stream) {
+    const { choices, usages } = await service.keepAlive(whole(running))
+    warmUp()
+    c.header('Server-Timing', serverTiming({ load, ...phasesOf(usages) }))
+    return c.json({ ...head, object: format.object, choices, ...costOf(running, usages) })
+  }
 
+  c.header('Server-Timing', serverTiming({ load, first: performance.now() - loaded }))
   // Proxies must pass every event on at once.
   c.header('X-Accel-Buffering', 'no')
   return streamSSE(c, async (stream) => {
@@ -79,11 +95,17 @@ export async function answer(
     const send = (data: string) => stream.writeSSE({ data })
     const usage = body.stream_options?.include_usage === true
     await service.keepAlive(streamed(running, send, signal, usage, c.get('requestId')))
+    warmUp()
   })
 }
 
-/** The whole answer as one body. */
-async function whole({ first, events, head, format }: Running): Promise<object> {
+/** What every body that tells the cost of an answer has. */
+function costOf({ byLayer }: Running, usages: readonly GenerateUsage[]) {
+  return { usage: usageOf(usages, byLayer), timings: timingsOf(usages) }
+}
+
+/** All choices of the answer. */
+async function whole({ first, events, format }: Running) {
   const choices: object[] = []
   const usages: GenerateUsage[] = []
   let text = ''
@@ -96,17 +118,18 @@ async function whole({ first, events, head, format }: Running): Promise<object> 
       text = ''
     }
   }
-  return { ...head, object: format.object, choices, usage: usageOf(usages), timings: timingsOf(usages) }
+  return { choices, usages }
 }
 
 /** The answer as a stream of chunks, each sent as one event. */
 async function streamed(
-  { first, events, head, format }: Running,
+  running: Running,
   send: (data: string) => Promise<void>,
   signal: AbortSignal,
   includeUsage: boolean,
   requestId: string,
 ): Promise<void> {
+  const { first, events, head, format } = running
   const usages: GenerateUsage[] = []
   // A client that does not read holds up `send`; it must not hold up the end of its own request.
   const chunk = (choices: object[], usage: object = includeUsage ? { usage: null } : {}) =>
@@ -123,7 +146,7 @@ async function streamed(
         await chunk([format.delta(event.choice, '', event.finishReason)])
       }
     }
-    if (includeUsage) await chunk([], { usage: usageOf(usages), timings: timingsOf(usages) })
+    if (includeUsage) await chunk([], costOf(running, usages))
     await send('[DONE]')
   } catch (error) {
     // Frees the sequence before anything else is awaited.

@@ -12,6 +12,8 @@ describe('the API key', () => {
     ['/v1/completions', 'POST'],
     ['/v1/models', 'GET'],
     ['/v1/models/tiny', 'GET'],
+    ['/v1/experts', 'GET'],
+    ['/v1/experts/prewarm', 'POST'],
     ['/v1/nothing', 'GET'],
   ])('is asked for on %s', async (path, method) => {
     const { app, watch } = await tinyApp({ apiKey })
@@ -111,6 +113,8 @@ describe('routes', () => {
     ['PUT', '/v1/completions', 'POST'],
     ['POST', '/v1/models', 'GET'],
     ['DELETE', '/v1/models/tiny', 'GET'],
+    ['POST', '/v1/experts', 'GET'],
+    ['GET', '/v1/experts/prewarm', 'POST'],
   ])('%s %s takes another method', async (method, path, allow) => {
     const { app } = await tinyApp()
     const response = await app.request(path, { method })

@@ -11,6 +11,7 @@ import { limitBody } from './middleware/body.ts'
 import { onError, only, onNotFound } from './middleware/errors.ts'
 import { chatCompletions } from './routes/chat-completions.ts'
 import { completions } from './routes/completions.ts'
+import { experts, prewarm } from './routes/experts.ts'
 import { health } from './routes/health.ts'
 import { listModels, retrieveModel } from './routes/models.ts'
 import { page } from './routes/page.ts'
@@ -49,7 +50,7 @@ export function createApp({ page: html, apiKey, allowedOrigins = [], ...options 
       origin: allowedOrigins.includes('*') ? '*' : [...allowedOrigins],
       allowMethods: ['GET', 'POST'],
       allowHeaders: ['Authorization', 'Content-Type', 'X-Request-Id'],
-      exposeHeaders: ['X-Request-Id', 'Retry-After'],
+      exposeHeaders: ['X-Request-Id', 'Retry-After', 'Server-Timing'],
       maxAge: 86_400,
     }),
   )
@@ -57,6 +58,8 @@ export function createApp({ page: html, apiKey, allowedOrigins = [], ...options 
   app.use('/v1/*', limitBody(service.limits.bodyBytes))
   app.post('/v1/chat/completions', chatCompletions(service)).all(only('POST'))
   app.post('/v1/completions', completions(service)).all(only('POST'))
+  app.get('/v1/experts', experts(service)).all(only('GET'))
+  app.post('/v1/experts/prewarm', prewarm(service)).all(only('POST'))
   app.get('/v1/models', listModels(service)).all(only('GET'))
   app.get('/v1/models/:model', retrieveModel(service)).all(only('GET'))
   return app

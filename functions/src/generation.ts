@@ -36,12 +36,18 @@ export async function* generate(
       for await (const event of engine.generate(request, signal)) yield { choice, ...event }
     }
   } catch (error) {
-    if (!limit.signal.aborted) throw error
+    if (!limit.signal.aborted) throw named(error)
     const message = `the answer took longer than the ${limits.seconds} s that this server allows`
     throw new ApiError('deadline_exceeded', message, { cause: error })
   } finally {
     clearTimeout(timer)
   }
+}
+
+/** What only the engine can tell about a field of the body, with that field. */
+function named(error: unknown): unknown {
+  if (!(error instanceof SparsedgeError) || error.code !== 'unsupported_selection') return error
+  return new ApiError(error.code, error.message, { param: 'experts', cause: error })
 }
 
 /** The request with its prompt as tokens, once all that only an engine can tell about it has been checked. */

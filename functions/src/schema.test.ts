@@ -2,7 +2,7 @@ import { Hono } from 'hono'
 import { describe, expect, test } from 'vitest'
 import type { z } from 'zod'
 import { onError } from './middleware/errors.ts'
-import { ChatBody, CompletionBody, readBody, samplingOf, stopsOf } from './schema.ts'
+import { ChatBody, CompletionBody, expertsOf, readBody, samplingOf, stopsOf } from './schema.ts'
 
 const MESSAGES = [{ role: 'user', content: 'hi' }]
 
@@ -69,6 +69,18 @@ describe('malformed fields of both endpoints', () => {
     ['stop[1]', ['a', '']],
     ['stop', ['a', 'b', 'c', 'd', 'e']],
     ['n', 2],
+    ['experts', true],
+    ['experts', { sahre: 0.5 }],
+    ['experts', { share: 0.5, top_k: 2 }],
+    ['experts.share', { share: 1.5 }],
+    ['experts.top_k', { top_k: 0 }],
+    ['experts.threshold', { threshold: -1 }],
+    ['experts.policy', { policy: 'fast' }],
+    ['experts.max_bytes', { max_bytes: -1 }],
+    ['experts.max_bytes', { max_bytes: 0.5 }],
+    ['experts.max_latency_ms', { max_latency_ms: 1e12 }],
+    ['experts.lookahead', { lookahead: 'yes' }],
+    ['experts.report', { report: 'all' }],
     ['stream', 'yes'],
     ['stream_options', true],
     ['stream_options.include_usage', { include_usage: 'yes' }],
@@ -108,6 +120,17 @@ test.each<[z.ZodType, unknown, string]>([
   [CompletionBody, { prompt: '', stop: [''] }, 'stop[0]: must not be empty'],
   [CompletionBody, { prompt: '', stream: 1 }, 'stream: must be true or false'],
   [CompletionBody, { prompt: [[]] }, 'prompt[0]: must not be empty'],
+  [CompletionBody, { prompt: '', experts: { sahre: 1, topk: 2 } }, 'experts: knows no sahre, topk'],
+  [
+    CompletionBody,
+    { prompt: '', experts: { share: 1, threshold: 2 } },
+    'experts: share, top_k and threshold exclude each other',
+  ],
+  [
+    CompletionBody,
+    { prompt: '', experts: { policy: 'fast' } },
+    'experts.policy: must be one of exact, resident_first',
+  ],
 ])("what is wrong is said in a web developer's words: %#", async (schema, sent, message) => {
   expect((await send(schema, sent)).body).toMatchObject({ error: { message } })
 })
@@ -271,5 +294,35 @@ describe('sampling', () => {
     expect(stopsOf({ stop: null })).toEqual([])
     expect(stopsOf({ stop: 'a' })).toEqual(['a'])
     expect(stopsOf({ stop: ['a', 'b'] })).toEqual(['a', 'b'])
+  })
+})
+
+describe('experts, as the engine takes them', () => {
+  const experts = (experts: unknown, maxFetches?: number) =>
+    expertsOf(CompletionBody.parse({ prompt: '', experts }), maxFetches)
+  const defaults = { policy: 'exact', lookahead: true }
+
+  test.each<[unknown, object]>([
+    [undefined, {}],
+    [null, {}],
+    [{}, {}],
+    [{ share: null, policy: null, report: null }, {}],
+    [{ share: 0.25 }, { selection: { share: 0.25 } }],
+    [{ top_k: 2 }, { selection: { topK: 2 } }],
+    [{ threshold: 0 }, { selection: { threshold: 0 } }],
+    [
+      { policy: 'resident_first', lookahead: false },
+      { policy: 'resident_first', lookahead: false },
+    ],
+    [
+      { max_bytes: 0, max_latency_ms: 7 },
+      { maxBytes: 0, maxLatencyMs: 7 },
+    ],
+  ])('%j', (sent, understood) => {
+    expect(experts(sent)).toEqual({ ...defaults, ...understood })
+  })
+
+  test('the server’s own limit goes along', () => {
+    expect(experts({}, 50)).toEqual({ ...defaults, maxFetches: 50 })
   })
 })

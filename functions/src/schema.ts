@@ -3,13 +3,47 @@
  * The bodies of OpenAI's API as this server takes them. What is known and malformed is an error that names its field;
  * what is unknown is ignored, so that a client with more knobs than we have still works. `null` means absent.
  */
-import type { ChatMessage, Prompt, SamplingParams } from '@sparsedge/engine/request'
+import {
+  type ChatMessage,
+  DEFAULT_EXPERTS,
+  type ExpertOptions,
+  type ExpertSelection,
+  type Prompt,
+  type SamplingParams,
+} from '@sparsedge/engine/request'
 import type { Context } from 'hono'
 import { z } from 'zod'
 import { bodyText } from './middleware/body.ts'
 import { ApiError } from './middleware/errors.ts'
 
 const TokenIds = z.array(z.int().nonnegative()).min(1)
+
+/** Longer than any request takes. */
+const A_DAY_MS = 86_400_000
+
+/**
+ * Which experts run, and what may be fetched for them. No client but ours knows this field, and it changes what is
+ * answered: here an unknown name is an error, as it can only be a mistake.
+ */
+const Experts = z
+  .strictObject({
+    /** At most one of these; none: as the model was trained. */
+    share: z.number().min(0).max(1).nullish(),
+    top_k: z.int().min(1).nullish(),
+    threshold: z.number().min(0).nullish(),
+    policy: z.enum(['exact', 'resident_first']).nullish(),
+    max_bytes: z.int().min(0).nullish(),
+    max_latency_ms: z.int().min(0).max(A_DAY_MS).nullish(),
+    lookahead: z.boolean().nullish(),
+    /** Adds a line for each layer to the usage. */
+    report: z.literal('layers').nullish(),
+  })
+  .refine(
+    ({ share, top_k, threshold }) => [share, top_k, threshold].filter((one) => one != null).length <= 1,
+    {
+      error: 'share, top_k and threshold exclude each other',
+    },
+  )
 
 /** What both endpoints share. */
 const Common = z.object({
@@ -36,6 +70,7 @@ const Common = z.object({
     })
     .nullish(),
   n: z.literal(1, { error: 'only one choice per prompt is served: n must be 1' }).nullish(),
+  experts: Experts.nullish(),
   stream: z.boolean().nullish(),
   stream_options: z.object({ include_usage: z.boolean().nullish() }).nullish(),
 })
@@ -96,6 +131,27 @@ export function samplingOf(body: CommonBody): SamplingParams {
   }
 }
 
+/** @param maxFetches the server's own limit */
+export function expertsOf({ experts }: CommonBody, maxFetches: number | undefined): ExpertOptions {
+  const { policy, max_bytes, max_latency_ms, lookahead } = experts ?? {}
+  const selection = selectionOf(experts ?? {})
+  return {
+    ...(selection && { selection }),
+    policy: policy ?? DEFAULT_EXPERTS.policy,
+    lookahead: lookahead ?? DEFAULT_EXPERTS.lookahead,
+    ...(max_bytes != null && { maxBytes: max_bytes }),
+    ...(max_latency_ms != null && { maxLatencyMs: max_latency_ms }),
+    ...(maxFetches !== undefined && { maxFetches }),
+  }
+}
+
+function selectionOf(experts: z.infer<typeof Experts>): ExpertSelection | undefined {
+  const { share, top_k, threshold } = experts
+  if (share != null) return { share }
+  if (top_k != null) return { topK: top_k }
+  return threshold == null ? undefined : { threshold }
+}
+
 export function stopsOf({ stop }: CommonBody): string[] {
   return [stop ?? []].flat()
 }
@@ -154,6 +210,8 @@ function inWords(issue: z.core.$ZodRawIssue): string | undefined {
         : `must be at least ${issue.minimum}`
     case 'too_big':
       return `must be at most ${issue.maximum}`
+    case 'unrecognized_keys':
+      return `knows no ${issue.keys.join(', ')}`
     case 'invalid_key':
       return issue.issues[0]?.message
   }

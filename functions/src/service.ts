@@ -18,6 +18,10 @@ export interface Limits {
   readonly prompts: number
   /** Seconds from a request's arrival to the end of its answer. */
   readonly seconds: number
+  /** Fetches of experts for one answer; absent: as many as it takes. */
+  readonly expertFetches?: number
+  /** Bytes of experts that are fetched ahead once a model has given its first answer; 0: none. */
+  readonly warmUpBytes: number
 }
 
 export const DEFAULT_LIMITS: Limits = {
@@ -26,11 +30,14 @@ export const DEFAULT_LIMITS: Limits = {
   completionTokens: 1024,
   prompts: 16,
   seconds: 300,
+  warmUpBytes: 48 << 20,
 }
 
 export interface ServedModel {
   readonly name: string
   readonly engine: Once<Engine>
+  /** Fetches experts that the next requests may need, behind theirs. Only the first call does. */
+  warmUp(): void
 }
 
 export interface ServiceOptions {
@@ -48,9 +55,26 @@ export class Service {
   readonly #keepAlive: (work: Promise<unknown>) => void
 
   constructor({ models, limits, keepAlive = () => {} }: ServiceOptions) {
-    this.models = Object.entries(models).map(([name, build]) => ({ name, engine: once(build) }))
+    this.models = Object.entries(models).map(([name, build]) => this.#serve(name, once(build)))
     this.limits = { ...DEFAULT_LIMITS, ...limits }
     this.#keepAlive = keepAlive
+  }
+
+  #serve(name: string, engine: Once<Engine>): ServedModel {
+    let warm = false
+    const warmUp = () => {
+      const maxBytes = this.limits.warmUpBytes
+      if (warm || maxBytes === 0) return
+      warm = true
+      // A failure is not lost: whoever needs what it was to bring meets it again.
+      this.#keepAlive(
+        engine
+          .get()
+          .then((ready) => ready.prewarm({ maxBytes }))
+          .catch(() => {}),
+      )
+    }
+    return { name, engine, warmUp }
   }
 
   /** @throws ApiError `model_not_found` */

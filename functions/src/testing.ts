@@ -42,6 +42,7 @@ function watched(factory: BackendFactory, { holdFrom, failAt }: Interference) {
     return {
       name: backend.name,
       config: backend.config,
+      ...(backend.residency && { residency: backend.residency }),
       open(capacity, experts) {
         const sequence = backend.open(capacity, experts)
         watch.open++
@@ -78,15 +79,25 @@ function watched(factory: BackendFactory, { holdFrom, failAt }: Interference) {
 
 export interface TinyAppOptions extends Partial<Omit<AppOptions, 'models'>>, Interference {
   readonly pack?: TinyPackOptions
+  /** The reference backend, unless given. */
+  readonly backend?: BackendFactory
   /** Puts something between the engine and the pack's store. */
   readonly store?: (store: ShardStore) => ShardStore
   readonly queue?: number
 }
 
 /** The application with one model, `tiny`. */
-export async function tinyApp({ pack, store, holdFrom, failAt, queue, ...options }: TinyAppOptions = {}) {
+export async function tinyApp({
+  pack,
+  backend = referenceBackend(),
+  store,
+  holdFrom,
+  failAt,
+  queue,
+  ...options
+}: TinyAppOptions = {}) {
   const { store: packed } = await tinyPack(pack)
-  const { watch, factory } = watched(referenceBackend(), { holdFrom, failAt })
+  const { watch, factory } = watched(backend, { holdFrom, failAt })
   const app = createApp({
     page: '<!doctype html><script nonce="%NONCE%"></script>',
     models: {
@@ -127,9 +138,14 @@ const Usage = z.looseObject({
   experts: z.looseObject({
     activated: z.number(),
     active_share: z.number(),
+    fidelity: z.number(),
     hits: z.number(),
     misses: z.number(),
+    wait_ms: z.number(),
     tiers: z.record(z.string(), z.object({ requests: z.number(), bytes: z.number() })),
+    layers: z
+      .array(z.object({ activated: z.number(), hits: z.number(), misses: z.number(), wait_ms: z.number() }))
+      .optional(),
   }),
 })
 const Choice = z.looseObject({

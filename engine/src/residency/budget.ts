@@ -20,9 +20,11 @@ export function giveBack({ usage }: Account, bytes: number): void {
   usage.requests -= 1
 }
 
-/** Milliseconds that the request may still wait; undefined where it has set no limit. */
+/** Whole milliseconds, as timers take them, that the request may still wait; undefined where it has set no limit. */
 export function patience({ options, usage }: Account): number | undefined {
-  return options.maxLatencyMs === undefined ? undefined : Math.max(options.maxLatencyMs - usage.waitMs, 0)
+  return options.maxLatencyMs === undefined
+    ? undefined
+    : Math.max(Math.ceil(options.maxLatencyMs - usage.waitMs), 0)
 }
 
 /** For a request whose limit is spent. */

@@ -17,14 +17,19 @@ import { createApp } from '../app.ts'
 import page from '../playground/index.html'
 import { appSettings, readSettings } from './settings.ts'
 
+/** A request has 10,000 subrequests. Behind the cache a fetch takes three of them: to look there, to read, to put it there. */
+const MOST_FETCHES = { assets: 9000, cached: 3000 }
+
 const settings = readSettings(env)
 const { MODEL: model, CONTEXT_TOKENS: contextTokens } = settings
+const { limits, ...others } = appSettings(settings)
 /** This server's own, under which it caches; no request has told it yet. */
 let origin: string | undefined
 const store = openStore()
 
 const app = createApp({
-  ...appSettings(settings),
+  ...others,
+  limits: { expertFetches: env.ASSETS ? MOST_FETCHES.assets : MOST_FETCHES.cached, ...limits },
   page,
   models: {
     [model]: () =>

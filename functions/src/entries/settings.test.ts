@@ -15,12 +15,13 @@ test('everything can be set', () => {
     CONTEXT_TOKENS: '512',
     MAX_TOKENS: '100',
     REQUEST_SECONDS: '20',
+    EXPERT_FETCHES: '500',
   })
   expect(settings.CONTEXT_TOKENS).toBe(512)
   expect(appSettings(settings)).toEqual({
     apiKey: 'k',
     allowedOrigins: ['https://a.example', 'https://b.example'],
-    limits: { completionTokens: 100, seconds: 20 },
+    limits: { completionTokens: 100, seconds: 20, expertFetches: 500 },
   })
 })
 
@@ -39,6 +40,7 @@ describe('a server that is set up wrongly does not start, and says why', () => {
     ['CONTEXT_TOKENS', { MODEL: 'tiny', CONTEXT_TOKENS: '-1' }],
     ['MAX_TOKENS', { MODEL: 'tiny', MAX_TOKENS: '1.5' }],
     ['REQUEST_SECONDS', { MODEL: 'tiny', REQUEST_SECONDS: '0' }],
+    ['EXPERT_FETCHES', { MODEL: 'tiny', EXPERT_FETCHES: '-1' }],
     // A timer of so many seconds would fire at once.
     ['REQUEST_SECONDS', { MODEL: 'tiny', REQUEST_SECONDS: '2147484' }],
     ['CONTEXT_TOKENS', { MODEL: 'tiny', CONTEXT_TOKENS: '9007199254740991' }],

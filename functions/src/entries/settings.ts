@@ -35,6 +35,8 @@ export const Settings = z.object({
   MAX_TOKENS: optional(whole(MOST_TOKENS)),
   /** The longest that one request may take. */
   REQUEST_SECONDS: optional(whole(MOST_SECONDS)),
+  /** The most fetches of experts for one answer. */
+  EXPERT_FETCHES: optional(whole(MOST_TOKENS)),
 })
 
 export type Settings = z.infer<typeof Settings>
@@ -51,13 +53,14 @@ export function readSettings(env: unknown): Settings {
 
 /** The part of the application's options that comes from the settings alone. */
 export function appSettings(settings: Settings): Pick<AppOptions, 'apiKey' | 'allowedOrigins' | 'limits'> {
-  const { MAX_TOKENS, REQUEST_SECONDS } = settings
+  const { MAX_TOKENS, REQUEST_SECONDS, EXPERT_FETCHES } = settings
   return {
     apiKey: settings.API_KEY,
     allowedOrigins: settings.ALLOWED_ORIGINS,
     limits: {
       ...(MAX_TOKENS !== undefined && { completionTokens: MAX_TOKENS }),
       ...(REQUEST_SECONDS !== undefined && { seconds: REQUEST_SECONDS }),
+      ...(EXPERT_FETCHES !== undefined && { expertFetches: EXPERT_FETCHES }),
     },
   }
 }

@@ -16,8 +16,11 @@ const USAGE = {
   experts: {
     activated: expect.any(Number),
     active_share: expect.any(Number),
+    fidelity: 1,
     hits: expect.any(Number),
     misses: expect.any(Number),
+    prefetched: expect.any(Number),
+    prefetched_used: expect.any(Number),
     wait_ms: expect.any(Number),
     tiers: expect.any(Object),
   },

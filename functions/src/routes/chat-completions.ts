@@ -4,7 +4,7 @@
  */
 import type { Context } from 'hono'
 import { answer, type Format } from '../answer.ts'
-import { ChatBody, readBody, samplingOf, stopsOf } from '../schema.ts'
+import { ChatBody, expertsOf, readBody, samplingOf, stopsOf } from '../schema.ts'
 import type { Service } from '../service.ts'
 
 /**
@@ -40,7 +40,7 @@ const FORMAT: Format = {
 export function chatCompletions(service: Service): (c: Context) => Promise<Response> {
   return async (c) => {
     const body = await readBody(c, ChatBody)
-    const { completionTokens } = service.limits
+    const { completionTokens, expertFetches } = service.limits
     const request = {
       prompt: { messages: body.messages },
       maxTokens: Math.min(
@@ -49,6 +49,7 @@ export function chatCompletions(service: Service): (c: Context) => Promise<Respo
       ),
       sampling: samplingOf(body),
       stop: stopsOf(body),
+      experts: expertsOf(body, expertFetches),
     }
     return answer(c, service, { body, requests: [request], format: FORMAT })
   }

@@ -6,7 +6,7 @@
 import type { Context } from 'hono'
 import { answer, type Format } from '../answer.ts'
 import { ApiError } from '../middleware/errors.ts'
-import { CompletionBody, readBody, samplingOf, stopsOf } from '../schema.ts'
+import { CompletionBody, expertsOf, readBody, samplingOf, stopsOf } from '../schema.ts'
 import type { Service } from '../service.ts'
 
 /** OpenAI's default for this endpoint. */
@@ -23,7 +23,7 @@ const FORMAT: Format = {
 export function completions(service: Service): (c: Context) => Promise<Response> {
   return async (c) => {
     const body = await readBody(c, CompletionBody)
-    const { completionTokens, prompts } = service.limits
+    const { completionTokens, prompts, expertFetches } = service.limits
     if (body.prompt.length > prompts) {
       const message = `prompt: at most ${prompts} prompts in one request, not ${body.prompt.length}`
       throw new ApiError('invalid_request', message, { param: 'prompt' })
@@ -32,6 +32,7 @@ export function completions(service: Service): (c: Context) => Promise<Response>
       maxTokens: Math.min(body.max_tokens ?? DEFAULT_MAX_TOKENS, completionTokens),
       sampling: samplingOf(body),
       stop: stopsOf(body),
+      experts: expertsOf(body, expertFetches),
     }
     const requests = body.prompt.map((prompt) => ({ prompt, ...common }))
     return answer(c, service, { body, requests, format: FORMAT })
