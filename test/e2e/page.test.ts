@@ -4,12 +4,13 @@
  */
 import { mkdir } from 'node:fs/promises'
 import { join } from 'node:path'
-import type { Browser } from 'playwright-core'
+import type { Browser, Page } from 'playwright-core'
 import { afterAll, beforeAll, expect, inject, test } from 'vitest'
 import { z } from 'zod'
 import { launchChromium } from '../chromium.ts'
 import { ROOT } from '../processes.ts'
 import { type Server, startWorker } from '../servers.ts'
+import { MODEL } from '../shipped.ts'
 
 /** Runs in the page: collects each text of an answer that is under way. */
 const WATCH = `(() => {
@@ -21,6 +22,9 @@ const WATCH = `(() => {
   new MutationObserver(look).observe(document.body, { subtree: true, childList: true })
   return seen
 })()`
+
+/** The beginning of a stream, as a proxy that gives up leaves it. */
+const CHUNK = 'data: {"choices":[{"index":0,"delta":{"content":"Once"}}]}\n\n'
 
 let server: Server
 let browser: Browser
@@ -61,4 +65,56 @@ test('a message gets an answer that streams in, with what it cost', async () => 
   const folder = join(ROOT, 'test', 'e2e', 'dist')
   await mkdir(folder, { recursive: true })
   await page.screenshot({ path: join(folder, 'chat-page.png') })
+})
+
+/** Opens the page and asks something that has a long answer. */
+async function ask(page: Page): Promise<void> {
+  await page.getByLabel('Temperature').fill('0')
+  await page.getByLabel('Message', { exact: true }).fill('Tell me a long story about the sea.')
+  await page.keyboard.press('Enter')
+}
+
+test('a health check that fails is told; the page works on as soon as the server does', async () => {
+  const page = await browser.newPage()
+  await page.route('**/health', (route) => route.abort('connectionrefused'), { times: 1 })
+  await page.goto(server.url)
+  const model = page.locator('#model')
+  await expect.poll(() => model.textContent()).toContain('The server does not answer')
+  await ask(page)
+  await page.locator('article.assistant .cost').waitFor()
+  expect(await model.textContent()).toBe(MODEL)
+  await page.close()
+})
+
+test('an answer that is stopped is marked so, and the chat goes on', async () => {
+  const page = await browser.newPage()
+  await page.goto(server.url)
+  await ask(page)
+  const first = page.locator('article.assistant').first()
+  await expect.poll(() => first.locator('.text').textContent()).not.toBe('')
+  await page.getByRole('button', { name: 'Stop' }).click()
+  expect(await first.locator('.error').textContent()).toBe('Stopped by you; the answer goes no further.')
+  expect(await first.getAttribute('class')).toContain('broken')
+  await ask(page)
+  await page.locator('article.assistant').nth(1).locator('.cost').waitFor()
+  await page.close()
+})
+
+test.each([
+  {
+    what: 'that ends before it is whole',
+    status: 200,
+    body: CHUNK,
+    says: 'The answer broke off: the connection',
+  },
+  { what: 'that never begins', status: 502, body: '<html>Bad gateway</html>', says: 'No answer: status 502' },
+])('an answer $what is marked so', async ({ status, body, says }) => {
+  const page = await browser.newPage()
+  await page.route('**/v1/chat/completions', (route) => route.fulfill({ status, body }))
+  await page.goto(server.url)
+  await ask(page)
+  const error = page.locator('article.assistant.broken .error')
+  await error.waitFor()
+  expect(await error.textContent()).toContain(says)
+  await page.close()
 })
