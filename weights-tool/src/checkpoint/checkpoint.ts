@@ -36,6 +36,12 @@ export interface ImportOptions {
   readonly chatTemplate?: string
 }
 
+/** A size or a number of things: far above any model's, and low enough that nothing absurd is allocated for it. */
+export const count = z
+  .int()
+  .positive()
+  .max(2 ** 24)
+
 export function malformed(message: string, cause?: unknown): SparsedgeError {
   return new SparsedgeError('checkpoint_malformed', message, {}, { cause })
 }

@@ -11,6 +11,7 @@ import { tensorShape } from '@sparsedge/engine/model/weights'
 import { z } from 'zod'
 import {
   type Checkpoint,
+  count,
   type ImportOptions,
   malformed,
   modelConfig,
@@ -20,11 +21,6 @@ import {
 } from './checkpoint.ts'
 import { floatsFromBF16 } from './numbers.ts'
 import { openSafetensors, type TensorFile } from './safetensors.ts'
-
-const count = z
-  .int()
-  .positive()
-  .max(2 ** 24)
 
 const Measured = z.looseObject({ ppl: z.number(), kl: z.number(), share: z.number() })
 

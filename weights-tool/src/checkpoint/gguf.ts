@@ -11,6 +11,7 @@ import { type FloatTensor, tensorShape } from '@sparsedge/engine/model/weights'
 import { z } from 'zod'
 import {
   type Checkpoint,
+  count,
   type ImportOptions,
   malformed,
   modelConfig,
@@ -22,10 +23,6 @@ import { type LargeFile, openLargeFile } from './file.ts'
 import { GGML_TYPES, type GgmlType } from './gguf-blocks.ts'
 import { GgufTokenizer, tokenizerFromGguf } from './gguf-tokenizer.ts'
 
-const count = z
-  .int()
-  .positive()
-  .max(2 ** 24)
 /** llama.cpp writes sizes of 64 bits for some keys. */
 const size = z.union([count, z.bigint().transform(Number).pipe(count)])
 const factor = z.number().positive()
@@ -107,7 +104,10 @@ async function readHeader(
   file: LargeFile,
 ): Promise<{ metadata: Metadata; tensors: Map<string, GgufTensor> }> {
   const header = await gguf(file.path, { allowLocalFile: true }).catch((cause: unknown) => {
-    throw malformed(`${file.path} is not a readable GGUF file`, cause)
+    throw malformed(
+      `${file.path} is not a readable GGUF file; is the path right, and all of it there?`,
+      cause,
+    )
   })
   const stated: Readonly<Record<string, unknown>> = { ...header.metadata }
   const architecture = stated['general.architecture']

@@ -14,6 +14,7 @@ import { z } from 'zod'
 import { cannot, codeOf } from '../files.ts'
 import {
   type Checkpoint,
+  count,
   type ImportOptions,
   malformed,
   modelConfig,
@@ -25,10 +26,6 @@ import {
 } from './checkpoint.ts'
 import { openSafetensors, type TensorFile } from './safetensors.ts'
 
-const count = z
-  .int()
-  .positive()
-  .max(2 ** 24)
 const tokenId = z.int().nonnegative()
 const tokenIds = z.union([tokenId, z.array(tokenId)]).nullish()
 

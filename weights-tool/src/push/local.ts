@@ -5,6 +5,7 @@
 import { dirname, join } from 'node:path'
 import type { R2Bucket } from '@cloudflare/workers-types'
 import { SparsedgeError } from '@sparsedge/engine/errors'
+import { cannot } from '../files.ts'
 import type { PushTarget } from './push.ts'
 
 /** The binding in wrangler.toml. */
@@ -46,14 +47,16 @@ export async function localTarget(options: LocalOptions): Promise<PushTarget> {
       const sizes = new Map<string, number>()
       let cursor: string | undefined
       do {
-        const page = await bucket.list({ prefix: 'shards/', ...(cursor !== undefined && { cursor }) })
+        const page = await bucket
+          .list({ prefix: 'shards/', ...(cursor !== undefined && { cursor }) })
+          .catch(cannot('list the local bucket'))
         for (const { key, size } of page.objects) sizes.set(key, size)
         cursor = page.truncated ? page.cursor : undefined
       } while (cursor !== undefined)
       return sizes
     },
     async put({ key, bytes }, httpMetadata) {
-      await bucket.put(key, bytes, { httpMetadata })
+      await bucket.put(key, bytes, { httpMetadata }).catch(cannot(`put ${key} into the local bucket`))
     },
     close: () => proxy.dispose(),
   }
