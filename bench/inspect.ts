@@ -14,9 +14,11 @@ import { type Plan, planMemory } from '@sparsedge/engine/backends/wasm/plan'
 import { type Kernels, selectKernels, type WasmModules } from '@sparsedge/engine/backends/wasm/select'
 import { PagePool } from '@sparsedge/engine/backends/wasm/sequence'
 import { Stepper } from '@sparsedge/engine/backends/wasm/step'
+import { gateRule } from '@sparsedge/engine/model/selection'
 import { BLOCK, planeBytes, TILE_BYTES, TILE_ROWS } from '@sparsedge/engine/pack/layout'
 import { loadTrunk } from '@sparsedge/engine/pack/load'
 import { type Manifest, parseManifest, tensorBytes } from '@sparsedge/engine/pack/manifest'
+import { DEFAULT_EXPERTS } from '@sparsedge/engine/request'
 import { createResidency } from '@sparsedge/engine/residency/arena'
 import { fsStore } from '@sparsedge/engine/store/fs'
 import { CONTEXT_TOKENS, GREEDY, MEMORY_BYTES } from './hosts/ours.ts'
@@ -167,7 +169,8 @@ function tokenBytes(manifest: Manifest, activeShare: number, refinedTiles: numbe
 
 async function look(engine: Instrumented, prompt: readonly number[]): Promise<Look> {
   const { manifest, stepper, pool } = engine
-  const sequence = pool.open(prompt.length + DECODED)
+  const experts = { rule: gateRule(manifest.config), options: DEFAULT_EXPERTS }
+  const sequence = pool.open(prompt.length + DECODED, experts)
   const one = new Int32Array(1)
   let start = performance.now()
   let logits = await stepper.step(sequence, Int32Array.from(prompt), undefined)

@@ -6,7 +6,8 @@ import { barX, plot as draw, ruleX, text } from '@observablehq/plot'
 import { JSDOM } from 'jsdom'
 import { PROMPT } from './measure.ts'
 import { GGUF } from './paths.ts'
-import { median, type Report, shortName } from './report.ts'
+import { type Report, shortName } from './report.ts'
+import { median } from './tables.ts'
 
 /** A bar: a program's speed as a multiple of llama.cpp's with Q4_0. */
 interface Bar {

@@ -23,11 +23,7 @@ const TEACHER_PACK = join(CACHE, TEACHER)
 
 export async function prepare(): Promise<void> {
   await mkdir(CACHE, { recursive: true })
-  run('npm', ['run', '--silent', 'build'], ROOT)
-  if (!existsSync(join(BENCH, 'node_modules', '.package-lock.json'))) {
-    // No install scripts: node-llama-cpp would build llama.cpp, and brings it built.
-    run('npm', ['ci', '--ignore-scripts', '--omit=peer'], BENCH)
-  }
+  prepareTools()
   if (!existsSync(TEACHER_FILE)) {
     run(
       'python3',
@@ -48,6 +44,15 @@ export async function prepare(): Promise<void> {
     await seedLocal(path, { root: ROOT, state: STATE })
   }
   await compileReader()
+}
+
+/** The kernels, and what bench/package.json names. */
+export function prepareTools(): void {
+  run('npm', ['run', '--silent', 'build'], ROOT)
+  if (existsSync(join(BENCH, 'node_modules', '.package-lock.json'))) return
+  // No install scripts: node-llama-cpp would build llama.cpp, and brings it built. Not `ci`, which wants the lockfile to
+  // have what that brings for other systems too.
+  run('npm', ['install', '--no-save', '--ignore-scripts', '--omit=peer'], BENCH)
 }
 
 function run(command: string, args: readonly string[], cwd: string): void {

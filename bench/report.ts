@@ -7,6 +7,7 @@ import type { Speed } from './hosts/task.ts'
 import { type Inspection, type Look, PHASES } from './inspect.ts'
 import { CONTEXTS, type Measurement, PROMPT } from './measure.ts'
 import { GGUF, SHIPPED, TEACHER } from './paths.ts'
+import { asMarkdown, asText, median, type Section, short, type Verdict, verdictSection } from './tables.ts'
 
 export interface Report {
   readonly date: string
@@ -26,15 +27,6 @@ export interface Report {
   readonly verdicts: Verdict[]
 }
 
-export interface Verdict {
-  readonly what: string
-  readonly value: number
-  readonly target: number
-  /** How far one goes for the other: a ratio must reach its target, a cost must stay below. */
-  readonly better: 'higher' | 'lower'
-  readonly pass: boolean
-}
-
 const RUNTIMES = ['workerd', 'Node', 'Chromium'] as const
 
 export function judge(report: Report): Verdict[] {
@@ -51,7 +43,7 @@ export function judge(report: Report): Verdict[] {
       value,
       target,
       better,
-      pass: better === 'higher' ? value >= target : value < target,
+      pass: better === 'higher' ? value >= target : value <= target,
     })
   }
   const { inspection } = report
@@ -153,12 +145,6 @@ function lookAt(inspection: Inspection | undefined, model: string, context: numb
   return inspection?.looks.find((look) => look.model === model && look.context === context)
 }
 
-export function median(values: readonly number[]): number {
-  const sorted = values.toSorted((a, b) => a - b)
-  const middle = sorted.length >> 1
-  return sorted.length % 2 === 1 ? sorted[middle] : (sorted[middle - 1] + sorted[middle]) / 2
-}
-
 // ---- Words ------------------------------------------------------------------------------------------------------------
 
 const typeName = (file: string) => Object.entries(GGUF).find(([, name]) => name === file)?.[0] ?? file
@@ -170,17 +156,11 @@ export function shortName(model: string): string {
 
 /** The verdicts, the speeds and where a token's time goes, as text. */
 export function table(report: Report): string {
-  return sections(report)
-    .map(({ title, rows }) => `\n${title}\n\n${columns(rows)}`)
-    .join('\n')
+  return asText(sections(report))
 }
 
 export function markdown(report: Report): string {
   const { date, machine, rounds, tokens } = report
-  const tables = sections(report).map(({ title, rows: [head, ...body] }) => {
-    const line = (cells: readonly string[]) => `| ${cells.join(' | ')} |`
-    return `## ${title}\n\n${[line(head), line(head.map(() => '---')), ...body.map(line)].join('\n')}\n`
-  })
   return `# Benchmark
 
 Written by \`npm run bench\` on ${date}; \`npm run bench -- --help\` says what it does. [bench.json](bench.json) has every round.
@@ -189,17 +169,11 @@ ${machine.cpu}, ${machine.cores} cores, ${machine.pinned ? 'everything pinned to
 
 ![Speeds beside llama.cpp's](bench.svg)
 
-${tables.join('\n')}`
+${asMarkdown(sections(report))}`
 }
 
-function sections(report: Report): { title: string; rows: string[][] }[] {
+function sections(report: Report): Section[] {
   const { measurements, inspection, verdicts } = report
-  const verdictRows = verdicts.map(({ what, value, target, better, pass }) => [
-    what,
-    short(value),
-    `${better === 'higher' ? '≥' : '<'} ${short(target)}`,
-    pass ? 'pass' : 'MISS',
-  ])
   const speedRows = measurements.map(({ host, model, kernels = '', context, speeds, reads }) => [
     host,
     model === 'read' ? 'reading memory' : shortName(model),
@@ -223,7 +197,7 @@ function sections(report: Report): { title: string; rows: string[][] }[] {
     ...PHASES.map((phase) => prefillPhases[phase].toFixed(1)),
   ])
   return [
-    { title: 'Ratios and targets', rows: [['what', 'measured', 'target', ''], ...verdictRows] },
+    verdictSection(verdicts),
     {
       title: 'Speeds (tokens a second)',
       rows: [['where', 'what', 'kernels', 'prompt', 'prefill', 'decode'], ...speedRows],
@@ -237,19 +211,4 @@ function sections(report: Report): { title: string; rows: string[][] }[] {
       rows: [['what', 'prompt', ...PHASES], ...prefillRows],
     },
   ].filter(({ rows }) => rows.length > 1)
-}
-
-/** Three digits that count. */
-const short = (value: number) => value.toFixed(value >= 100 ? 0 : value >= 10 ? 1 : 2)
-
-function columns(rows: readonly (readonly string[])[]): string {
-  const widths = rows[0].map((_, i) => Math.max(...rows.map((row) => row[i].length)))
-  return rows
-    .map((row) =>
-      row
-        .map((cell, i) => cell.padEnd(widths[i]))
-        .join('  ')
-        .trimEnd(),
-    )
-    .join('\n')
 }

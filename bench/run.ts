@@ -8,6 +8,7 @@ import { cpus, loadavg } from 'node:os'
 import { join } from 'node:path'
 import { parseArgs } from 'node:util'
 import type { Inspection } from './inspect.ts'
+import { pin } from './machine.ts'
 import { type Measurement, measure } from './measure.ts'
 import { BENCH, DOCS } from './paths.ts'
 import { prepare, promptTokens } from './prepare.ts'
@@ -94,19 +95,6 @@ function count(name: 'rounds' | 'tokens'): number {
   const value = Number(values[name])
   if (Number.isInteger(value) && value > 0) return value
   throw new Error(`--${name} ${values[name]} is no positive number`)
-}
-
-/** Pins this process, and with it all that it starts from now on, to one core. */
-function pin(core: number): boolean {
-  try {
-    execFileSync('taskset', ['--all-tasks', '--cpu-list', '--pid', String(core), String(process.pid)], {
-      stdio: ['ignore', 'ignore', 'inherit'],
-    })
-    return true
-  } catch {
-    console.error('Nothing is pinned to a core: there is no taskset here.')
-    return false
-  }
 }
 
 /** In a process of its own, whose young generation is large enough that no garbage is collected while it is counted. */
