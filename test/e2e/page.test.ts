@@ -60,6 +60,10 @@ test('a message gets an answer that streams in, with what it cost', async () => 
   for (const early of seen) expect(whole.startsWith(early)).toBe(true)
   expect(whole).toContain('Paris')
   expect(await answer.locator('.cost').textContent()).toMatch(/experts: \d+ % active/)
+  await page.getByText('Experts in memory').click()
+  await page.getByText(/^\d{3} of 720 experts, room for 720/).waitFor()
+  const painted = `document.querySelector('canvas').getContext('2d').getImageData(0, 0, 30, 24).data.some((v) => v > 0)`
+  expect(await page.evaluate(painted)).toBe(true)
   expect(problems).toEqual([])
 
   const folder = join(ROOT, 'test', 'e2e', 'dist')
