@@ -3,7 +3,7 @@
  * How an answer is made: prompt → token ids → one step for all of them → a token; then text, a check whether that was the
  * end, and a step for the next token, again and again.
  */
-import type { Backend } from './backends/backend.ts'
+import type { Backend, Logits } from './backends/backend.ts'
 import type { FinishReason, GenerateEvent, GenerateRequest } from './request.ts'
 import { Sampler, type SamplingScratch } from './sampling/sampler.ts'
 import type { Admission, Turns } from './schedule.ts'
@@ -54,27 +54,34 @@ export async function* generate(
   }
   signal?.addEventListener('abort', release)
   try {
-    const step = async (tokens: Int32Array) => {
+    const ids = Int32Array.from(prompt)
+    let tokens = ids
+    const step = (): Logits | Promise<Logits> => {
       stepping = true
-      try {
-        return await backend.step(sequence, tokens, signal)
-      } finally {
-        stepping = false
-      }
+      return backend.step(sequence, tokens, signal)
+    }
+    const next = (logits: Logits): number => {
+      stepping = false
+      return sampler.next(logits)
     }
     // Logits are the backend's own memory, so the token is chosen before anyone else's step.
-    const choose = async (tokens: Int32Array) => sampler.next(await step(tokens))
+    const choose = (): number | Promise<number> => {
+      const logits = step()
+      return logits instanceof Promise ? logits.then(next) : next(logits)
+    }
 
-    const ids = Int32Array.from(prompt)
     let start = 0
     for (; start + PREFILL_TOKENS < ids.length; start += PREFILL_TOKENS) {
-      const chunk = ids.subarray(start, start + PREFILL_TOKENS)
-      await turns.take(() => step(chunk), signal)
+      tokens = ids.subarray(start, start + PREFILL_TOKENS)
+      await turns.take(tokens.length, step, signal)
+      stepping = false
     }
-    let token = await turns.take(() => choose(ids.subarray(start)), signal)
+    tokens = ids.subarray(start)
+    let token = await turns.take(tokens.length, choose, signal)
     prefilled = performance.now()
 
     const last = new Int32Array(1)
+    tokens = last
     let stopped = false
     for (;;) {
       generated++
@@ -87,7 +94,7 @@ export async function* generate(
       stopped = certain.stopped
       if (stopped || generated === limit) break
       last[0] = token
-      token = await turns.take(() => choose(last), signal)
+      token = await turns.take(tokens.length, choose, signal)
     }
 
     if (!stopped) {

@@ -14,7 +14,7 @@ describe('Turns', () => {
     const turns = new Turns()
     const log: string[] = []
     const work = (name: string) =>
-      turns.take(async () => {
+      turns.take(1, async () => {
         log.push(`${name} begins`)
         await settle()
         log.push(`${name} ends`)
@@ -28,7 +28,7 @@ describe('Turns', () => {
     const turns = new Turns()
     const log: string[] = []
     const loop = async (name: string) => {
-      for (let i = 0; i < 4; i++) await turns.take(() => log.push(name))
+      for (let i = 0; i < 4; i++) await turns.take(1, () => log.push(name))
     }
     await Promise.all(['a', 'b', 'c'].map(loop))
     expect(log.join('')).toBe('abc'.repeat(4))
@@ -40,14 +40,14 @@ describe('Turns', () => {
     setTimeout(() => {
       timerFired = true
     })
-    for (let i = 0; i < 10_000 && !timerFired; i++) await turns.take(() => {})
+    for (let i = 0; i < 10_000 && !timerFired; i++) await turns.take(1, () => {})
     expect(timerFired).toBe(true)
   })
 
   it('goes on after work that fails', async () => {
     const turns = new Turns()
-    const failing = turns.take(() => Promise.reject(new Error('no')))
-    const next = turns.take(() => 'yes')
+    const failing = turns.take(1, () => Promise.reject(new Error('no')))
+    const next = turns.take(1, () => 'yes')
     await expect(failing).rejects.toThrow('no')
     expect(await next).toBe('yes')
   })
@@ -58,12 +58,12 @@ describe('Turns', () => {
     const [before, inLine, late] = [1, 2, 3].map(() => new AbortController())
     const ran: string[] = []
     before.abort()
-    await expect(turns.take(() => ran.push('before'), before.signal)).rejects.toThrow(code('cancelled'))
+    await expect(turns.take(1, () => ran.push('before'), before.signal)).rejects.toThrow(code('cancelled'))
 
-    const first = turns.take(() => promise)
-    const waiting = turns.take(() => ran.push('in line'), inLine.signal)
-    const granted = turns.take(() => ran.push('late'), late.signal)
-    const last = turns.take(() => ran.push('last'))
+    const first = turns.take(1, () => promise)
+    const waiting = turns.take(1, () => ran.push('in line'), inLine.signal)
+    const granted = turns.take(1, () => ran.push('late'), late.signal)
+    const last = turns.take(1, () => ran.push('last'))
     await settle()
     inLine.abort()
     await expect(waiting).rejects.toThrow(code('cancelled'))
@@ -73,7 +73,7 @@ describe('Turns', () => {
     await refused
     await Promise.all([first, last])
     expect(ran).toEqual(['last'])
-    expect(await turns.take(() => 'free')).toBe('free')
+    expect(await turns.take(1, () => 'free')).toBe('free')
   })
 })
 

@@ -7,25 +7,44 @@ import { abortable } from './abortable.ts'
 import type { Sequence } from './backends/backend.ts'
 import { SparsedgeError, throwIfCancelled } from './errors.ts'
 
+/** Tokens computed in a row before the event loop gets its turn. Counted, not timed: on Workers clocks stand still while a
+ * request computes. */
+const SLICE_TOKENS = 4
+
 /** One step at a time, in the order of asking. */
 export class Turns {
   #taken = false
+  /** Those who have asked for a turn and not had it yet. */
+  #coming = 0
+  #sliceTokens = SLICE_TOKENS
   readonly #line: (() => void)[] = []
 
   /**
-   * Runs a unit of work when nobody else's runs. Before it the event loop gets its turn: steps that never wait for
-   * anything would otherwise keep out every other request, and the news that a client has gone.
+   * Runs a unit of work when nobody else's runs. Before it, where others want a turn and now and then anyway, the event loop
+   * gets its own: steps that never wait for anything would otherwise keep out every other request, and the news that a
+   * client has gone.
    *
+   * @param tokens that the work computes
    * @throws SparsedgeError `cancelled`; whatever the work throws
    */
-  async take<T>(work: () => T | Promise<T>, signal?: AbortSignal): Promise<T> {
-    await eventLoop()
-    throwIfCancelled(signal)
-    if (this.#taken) await this.#wait(signal)
-    this.#taken = true
+  async take<T>(tokens: number, work: () => T | Promise<T>, signal?: AbortSignal): Promise<T> {
+    this.#coming += 1
+    try {
+      if (this.#coming > 1 || this.#sliceTokens >= SLICE_TOKENS) {
+        await eventLoop()
+        this.#sliceTokens = 0
+      }
+      throwIfCancelled(signal)
+      if (this.#taken) await this.#wait(signal)
+      this.#taken = true
+    } finally {
+      this.#coming -= 1
+    }
+    this.#sliceTokens += tokens
     try {
       throwIfCancelled(signal)
-      return await work()
+      const result = work()
+      return result instanceof Promise ? await result : result
     } finally {
       this.#pass()
     }

@@ -54,6 +54,7 @@ export class StopMatcher {
    * longer one counts
    */
   push(piece: string): { readonly text: string; readonly stopped: boolean } {
+    if (this.#patterns.length === 0) return { text: piece, stopped: false }
     const text = this.#held + piece
     for (let i = this.#held.length; i < text.length; i++) {
       let found = 0
