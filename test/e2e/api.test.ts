@@ -5,12 +5,26 @@
  */
 import { setTimeout } from 'node:timers/promises'
 import { afterAll, beforeAll, describe, expect, inject, test } from 'vitest'
+import { z } from 'zod'
 import { type Server, startEntry, startWorker } from '../servers.ts'
 import { MODEL } from '../shipped.ts'
 import { clientOf, collect, NEVER_ENDS, QUESTION, timingsOf, usageOf } from './client.ts'
 
 const STREAM = { answer: 'a stream', stream: true }
 const WHOLE = { answer: 'a whole answer', stream: false }
+
+const Held = z.object({
+  layers: z.array(z.object({ resident: z.array(z.int()), frequency: z.array(z.number()) })),
+})
+const Layered = z.object({
+  usage: z.object({
+    experts: z.object({
+      fidelity: z.number(),
+      hits: z.int(),
+      layers: z.array(z.object({ hits: z.int() })).length(30),
+    }),
+  }),
+})
 
 describe.each([
   {
@@ -107,6 +121,37 @@ describe.each([
     const left = performance.now()
     for await (const _ of await client.chat.completions.create({ ...long, stream: true })) break
     expect(performance.now() - left).toBeLessThan((perToken * long.max_tokens) / 2)
+  })
+
+  test('what is in memory can be seen; what the first answers did not need has come behind them', async () => {
+    const held = async () => (await fetch(`${server.url}/v1/experts`)).json()
+    await expect.poll(held).toMatchObject({ model: MODEL, state: 'ready', capacity: 720, resident: 720 })
+    const { layers } = Held.parse(await held())
+    expect(layers).toHaveLength(30)
+    for (const { resident, frequency } of layers) {
+      expect(resident).toEqual(Array(24).fill(1))
+      expect(Math.max(...frequency)).toBeGreaterThan(0.5)
+    }
+  })
+
+  test('a request says how its experts are used, and learns how they were', async () => {
+    const ask = (experts: object) =>
+      fetch(`${server.url}/v1/chat/completions`, {
+        method: 'POST',
+        headers: { 'Content-Type': 'application/json' },
+        body: JSON.stringify({ ...QUESTION, experts }),
+      })
+    const response = await ask({ policy: 'resident_first', lookahead: false, report: 'layers' })
+    expect(response.headers.get('Server-Timing')).toMatch(/^load;dur=.*, queue;.*, prefill;.*, decode;/)
+    const { usage } = Layered.parse(await response.json())
+    // All are resident, so there was nothing to make do without.
+    expect(usage.experts.fidelity).toBe(1)
+    expect(usage.experts.layers.reduce((sum, { hits }) => sum + hits, 0)).toBe(usage.experts.hits)
+    const refused = await ask({ share: 0.123 })
+    expect(refused.status).toBe(400)
+    expect(await refused.json()).toMatchObject({
+      error: { code: 'unsupported_selection', param: 'experts' },
+    })
   })
 
   test('what cannot be served is refused by name', async () => {

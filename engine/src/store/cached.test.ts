@@ -1,4 +1,4 @@
-import { beforeEach, describe, expect, test } from 'vitest'
+import { beforeEach, describe, expect, onTestFinished, test, vi } from 'vitest'
 import { cached, type ShardCache } from './cached.ts'
 import { type MemoryStore, memoryStore } from './memory.ts'
 import { shardKey } from './store.ts'
@@ -160,6 +160,19 @@ describe('a cache that fails', () => {
     const store = open(cache(overrides))
     expect(await read(store)).toBe('memory')
     expect(await read(store)).toBe('memory')
+  })
+
+  test.each([
+    ['to answer', () => new Promise<never>(() => {})],
+    ['midway', async () => new Response(new ReadableStream({ pull: () => new Promise(() => {}) }))],
+  ])('%s is not waited for', async (_, match) => {
+    vi.useFakeTimers()
+    onTestFinished(() => void vi.useRealTimers())
+    const reading = read(open(cache({ match })))
+    // Once for the read, once for the look whether what was put is there.
+    await vi.advanceTimersByTimeAsync(4000)
+    expect(await reading).toBe('memory')
+    expect(vi.getTimerCount()).toBe(0)
   })
 
   test('to answer is left with the request', async () => {

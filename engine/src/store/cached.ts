@@ -31,6 +31,8 @@ export interface CacheOptions {
 /** Copies of shards on their way into the cache. Where shards come faster than the cache takes them, the others are cached
  * by whoever misses them next. */
 const MAX_PENDING_BYTES = 4 << 20
+/** A cache that takes longer is not near: the store is asked. */
+const NEAR_MS = 2000
 /** A put that takes longer was dropped with its request, and its copy with it. */
 const PUT_MS = 60_000
 
@@ -54,13 +56,17 @@ export function cached(
     url: string,
     hash: string,
     into: readonly Destination[],
-    signal: AbortSignal | undefined,
+    signal: AbortSignal,
   ): Promise<boolean> {
-    const found = await abortable(cache.match(url), signal, (late) => late?.body?.cancel())
+    const found = await find(url, signal)
     if (!found?.body) return false
     await scatter(found.body, undefined, into, hash, 'cache', signal)
     await verify(into, 'cache')
     return true
+  }
+
+  function find(url: string, signal: AbortSignal) {
+    return abortable(cache.match(url), signal, (late) => late?.body?.cancel())
   }
 
   function keep(url: string, into: readonly Destination[]): void {
@@ -89,7 +95,7 @@ export function cached(
     const headers = { 'Content-Type': 'application/octet-stream', 'Cache-Control': IMMUTABLE }
     await cache.put(url, new Response(shard, { headers }))
     if (works !== undefined) return
-    const found = await cache.match(url)
+    const found = await inTime((signal) => find(url, signal))
     works = found !== undefined
     await found?.body?.cancel()
   }
@@ -100,7 +106,7 @@ export function cached(
       if (host === undefined || works === false) return await store.read(hash, into, signal)
       const url = `${host}/${shardKey(hash)}`
       try {
-        if (await readCached(url, hash, into, signal)) return 'cache'
+        if (await inTime((either) => readCached(url, hash, into, either), signal)) return 'cache'
       } catch {
         throwIfCancelled(signal)
         keepAlive(cache.delete(url).catch(() => {}))
@@ -111,6 +117,17 @@ export function cached(
     },
 
     manifest: (model, signal) => store.manifest(model, signal),
+  }
+}
+
+/** Gives the work a signal that fires when it has taken longer than a cache may, or when the caller's does. */
+async function inTime<T>(work: (signal: AbortSignal) => Promise<T>, caller?: AbortSignal): Promise<T> {
+  const late = new AbortController()
+  const timer = setTimeout(() => late.abort(), NEAR_MS)
+  try {
+    return await work(caller ? AbortSignal.any([caller, late.signal]) : late.signal)
+  } finally {
+    clearTimeout(timer)
   }
 }
 
