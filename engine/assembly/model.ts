@@ -64,9 +64,12 @@ export class Model {
   gateTop: usize // i32 [1]: how many experts a softmax gate keeps, or 0 where the levels decide
   gateLevels: usize // f32 [layers]: added to z (clamped_linear), or eps (softmax with a threshold)
 
+  available: usize // i32 [experts]: 1 for an expert of the layer at hand that `restrict` may keep, else 0
+
   // What the host reads.
   routed: usize // u16 [2, experts]: union of the routed experts, ascending; layer & 1 chooses the row
   logits: usize // f32 [vocab, padded to 16]
+  choices: usize // i32 [2]: pairs of token and expert that gates had chosen, and that `restrict` left
 
   // Scratch; a "token" is one of the chunk at hand, a "record" see record.ts.
   x: usize // f32 [chunk, hidden]: the residual stream
@@ -82,7 +85,7 @@ export class Model {
   scoreBytes: usize // bytes of a row of scores
   shares: usize // i16 [3, PAGE_TOKENS]
   gates: usize // f32 [2, chunk, experts]; layer & 1 chooses
-  logit: usize // f32 [experts]: z of one token's gate
+  gateScores: usize // f32 [2, chunk, experts]: z, likewise
   assigned: usize // { token: i32, weight: f32 } [chunk]: who routes the expert at hand
   gateUp: usize // f32 [4, 2 units]
   unitRecords: usize // record [4, units / 32]

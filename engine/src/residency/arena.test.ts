@@ -76,6 +76,7 @@ function heldStore(objects: ShardStore, heedsAborts = true) {
 const newAccount = (options: Partial<ExpertOptions> = {}): Account => ({
   options: { ...DEFAULT_EXPERTS, ...options },
   usage: new ExpertUsage(LAYERS),
+  mayWait: options.policy !== 'resident_first',
 })
 
 function setUp(slots: number, store: ShardStore) {

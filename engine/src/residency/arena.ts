@@ -6,6 +6,7 @@
 import { SparsedgeError, throwIfCancelled } from '../errors.ts'
 import type { Manifest } from '../pack/manifest.ts'
 import { DEFAULT_EXPERTS } from '../request.ts'
+import { MAX_IN_FLIGHT } from '../store/lanes.ts'
 import type { ShardStore } from '../store/store.ts'
 import { verified } from '../store/verified.ts'
 import { book, budgetSpent, patience } from './budget.ts'
@@ -114,7 +115,20 @@ class Arena implements ArenaResidency {
     const missing = this.#countMissing(row, routed, count)
     usage.layerHits[layer] += count - missing
     usage.layerMisses[layer] += missing
-    return missing === 0 ? undefined : this.#wait(layer, this.#missing(row, routed, count), account, signal)
+    if (missing === 0) return undefined
+    if (account.mayWait) return this.#wait(layer, this.#missing(row, routed, count), account, signal)
+    this.#improve(layer, routed, count, account)
+    return undefined
+  }
+
+  /** Fetches missing experts that are used more than what they would replace, while there are lanes to spare. */
+  #improve(layer: number, routed: Uint16Array, count: number, account: Account): void {
+    const row = layer * this.#manifest.config.experts
+    for (let i = 0; i < count && this.#flights.size < MAX_IN_FLIGHT; i++) {
+      const key = row + routed[i]
+      if (this.slots[key] >= 0 || this.#table.coming[key] || !this.#table.hasRoomFor(key)) continue
+      this.#request(layer, [routed[i]], GUESS, account)
+    }
   }
 
   release(layer: number): void {
@@ -150,7 +164,7 @@ class Arena implements ArenaResidency {
     throwIfCancelled(signal)
     const { layers, experts } = this.#manifest.config
     const usage = new ExpertUsage(layers)
-    const account = { options: { ...DEFAULT_EXPERTS, ...limits }, usage }
+    const account = { options: { ...DEFAULT_EXPERTS, ...limits }, usage, mayWait: true }
     const before = this.resident
     // As many as there are free slots, the likeliest first; they are then fetched in the order of a forward pass.
     const likeliest = Array.from(this.slots.keys())
@@ -192,13 +206,18 @@ class Arena implements ArenaResidency {
         missing = missing.filter((e) => this.slots[row + e] < 0)
       ) {
         const { flights, spent } = this.#request(layer, missing, NEEDED, account)
-        if (spent || limit === 0) throw budgetSpent(account)
+        if (spent || limit === 0) {
+          if (account.options.policy === 'resident_first') return
+          throw budgetSpent(account)
+        }
         await this.#flights.landing(flights, NEEDED, either)
       }
     } catch (cause) {
+      const tooLate = late?.aborted === true && !signal?.aborted
+      if (tooLate && account.options.policy === 'resident_first') return
       this.release(layer)
       const place = { model: this.#manifest.name, layer }
-      if (late?.aborted && !signal?.aborted) throw budgetSpent(account).at(place)
+      if (tooLate) throw budgetSpent(account).at(place)
       throw cause instanceof SparsedgeError ? cause.at(place) : cause
     } finally {
       account.usage.layerWaitMs[layer] += performance.now() - started

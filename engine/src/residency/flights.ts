@@ -69,6 +69,11 @@ export class Flights {
   readonly #queue: Flight[] = []
   readonly #flying = new Set<Flight>()
 
+  /** Flights that are not over. */
+  get size(): number {
+    return this.#queue.length + this.#flying.size
+  }
+
   /** Starts or queues a flight. Its code runs in the caller's request, even if it has to wait for its turn. */
   start(flight: Flight): void {
     this.#queue.push(flight)

@@ -10,6 +10,8 @@ import type { ExpertUsage } from './usage.ts'
 export interface Account {
   readonly options: ExpertOptions
   readonly usage: ExpertUsage
+  /** Whether the step at hand may wait for experts, rather than make do with those that are resident. */
+  readonly mayWait: boolean
 }
 
 /** What an arena holds at a moment. */
@@ -61,6 +63,10 @@ export interface Residency {
    * Makes experts resident and pins them until {@link Residency.release} is called for the layer. Synchronous (returns undefined) when
    * all of them already are, so that a warm token never leaves the fast path. Identical concurrent fetches share one
    * flight.
+   *
+   * Where the policy is `resident_first`, experts may still be missing afterwards: all of them at once where the step may
+   * not wait, some where a limit of the request was spent. Those that the arena would profit from are then fetched behind
+   * the step's back, a few at a time.
    *
    * @param routed expert indices, ascending; the first `count` entries count
    * @throws SparsedgeError as {@link ShardStore.read} does, with model, layer and expert filled in; `expert_budget_spent`;

@@ -83,6 +83,25 @@ export class Slots {
   take(): number {
     const free = this.takeFree()
     if (free !== NONE) return free
+    const slot = this.#victim()
+    if (slot === NONE) return NONE
+    const key = this.#holder[slot]
+    this.of[key] = NONE
+    this.guessed[key] = 0
+    this.#holder[slot] = NONE
+    this.resident -= 1
+    return slot
+  }
+
+  /** Whether there is a free slot for a key, or one whose expert is used less. */
+  hasRoomFor(key: number): boolean {
+    if (this.#free.length > 0) return true
+    const victim = this.#victim()
+    return victim !== NONE && this.#forecast.rate(this.#holder[victim]) < this.#forecast.rate(key)
+  }
+
+  /** The slot of the unpinned expert needed last, or -1. */
+  #victim(): number {
     let victim = NONE
     let longest = Number.NEGATIVE_INFINITY
     for (let slot = 0; slot < this.#holder.length; slot++) {
@@ -93,12 +112,6 @@ export class Slots {
         longest = wait
         victim = slot
       }
-    }
-    if (victim !== NONE) {
-      this.of[this.#holder[victim]] = NONE
-      this.guessed[this.#holder[victim]] = 0
-      this.#holder[victim] = NONE
-      this.resident -= 1
     }
     return victim
   }

@@ -149,7 +149,11 @@ const handlers: Record<string, (task: never, bucket: R2Bucket) => Promise<unknow
   },
 }
 
-const newAccount = (): Account => ({ options: DEFAULT_EXPERTS, usage: new ExpertUsage(layers) })
+const newAccount = (): Account => ({
+  options: DEFAULT_EXPERTS,
+  usage: new ExpertUsage(layers),
+  mayWait: true,
+})
 
 const sleep = (milliseconds: number) => new Promise<void>((done) => setTimeout(done, milliseconds))
 

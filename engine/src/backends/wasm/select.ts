@@ -19,6 +19,7 @@ export interface Kernels {
   attention(layer: number, count: number, position: number): void
   ffnInput(layer: number, count: number): void
   gate(layer: number, count: number): number
+  restrict(layer: number, count: number): number
   experts(layer: number, count: number, routed: number): number
   head(token: number): void
   probe(): number
@@ -31,6 +32,7 @@ const ENTRY_POINTS = [
   'attention',
   'ffnInput',
   'gate',
+  'restrict',
   'experts',
   'head',
   'probe',

@@ -23,6 +23,7 @@ export class WasmSequence implements Sequence, Account {
   readonly usage: ExpertUsage
   readonly rule: GateRule
   readonly options: ExpertOptions
+  mayWait = true
   /** Its pages, in the order of its tokens; empty once it is closed. */
   pages: Int32Array
   readonly #pool: PagePool

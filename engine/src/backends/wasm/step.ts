@@ -24,6 +24,8 @@ export class Stepper {
   readonly #slots: Int32Array // [experts]
   readonly #gateTop: Int32Array // [1]
   readonly #gateLevels: Float32Array // [layers]
+  readonly #available: Int32Array // [experts]
+  readonly #choices: Int32Array // [2]
   readonly #routed: readonly [Uint16Array, Uint16Array] // [experts], of even and of odd layers
   readonly #logits: Logits
 
@@ -55,6 +57,8 @@ export class Stepper {
     this.#slots = new Int32Array(buffer, scratch.slots, config.experts)
     this.#gateTop = new Int32Array(buffer, scratch.gateTop, 1)
     this.#gateLevels = new Float32Array(buffer, scratch.gateLevels, config.layers)
+    this.#available = new Int32Array(buffer, scratch.available, config.experts)
+    this.#choices = new Int32Array(buffer, scratch.choices, 2)
     this.#routed = [
       new Uint16Array(buffer, scratch.routed, config.experts),
       new Uint16Array(buffer, scratch.routed + config.experts * 2, config.experts),
@@ -75,6 +79,7 @@ export class Stepper {
     this.#signal = signal
     this.#pages.set(sequence.pages)
     this.#select(sequence.rule)
+    sequence.mayWait = sequence.options.policy === 'exact' || tokens.length > 1 || sequence.length === 0
     this.#first = 0
     let wait: undefined | Promise<void>
     try {
@@ -162,7 +167,7 @@ export class Stepper {
     // Where a gate reads the layer before it, this is the next layer's gate itself; elsewhere it is a good guess.
     if (next < layers && (gate.source === 'previous' || !complete)) {
       this.#gate(next)
-      if (!complete) {
+      if (!complete && sequence.mayWait && sequence.options.lookahead) {
         this.#residency.prefetch(next, this.#routed[next & 1], this.#routedCount[next & 1], sequence)
       }
     }
@@ -177,21 +182,36 @@ export class Stepper {
   #experts(sequence: WasmSequence): void {
     const { experts, layers } = this.#config
     const layer = this.#layer
+    const { usage, options } = sequence
+    const restricted = options.policy === 'resident_first' && this.#restrict(layer)
     const routed = this.#routed[layer & 1]
     const length = this.#routedCount[layer & 1]
     const row = layer * experts
     for (let i = 0; i < length; i++) this.#slots[i] = this.#residency.slots[row + routed[i]]
     const pairs = this.#kernels.experts(layer, this.#count, length)
-    const { usage } = sequence
     usage.layerActivated[layer] += pairs
-    usage.chosen += pairs
-    usage.honoured += pairs
     usage.possible += this.#count * experts
+    usage.chosen += restricted ? this.#choices[0] : pairs
+    usage.honoured += restricted ? this.#choices[1] : pairs
     this.#residency.release(layer)
     this.#layer += 1
     if (this.#layer < layers) return
     this.#first += this.#count
     if (this.#first < this.#tokens.length) this.#beginChunk(sequence)
+  }
+
+  /** Where experts of a layer are missing, makes do with those that are there. */
+  #restrict(layer: number): boolean {
+    const { experts } = this.#config
+    const { slots } = this.#residency
+    const row = layer * experts
+    const routed = this.#routed[layer & 1]
+    let missing = 0
+    for (let i = 0; i < this.#routedCount[layer & 1]; i++) if (slots[row + routed[i]] < 0) missing += 1
+    if (missing === 0) return false
+    for (let e = 0; e < experts; e++) this.#available[e] = slots[row + e] < 0 ? 0 : 1
+    this.#routedCount[layer & 1] = this.#kernels.restrict(layer, this.#count)
+    return true
   }
 
   #finish(sequence: WasmSequence): Logits {
