@@ -172,16 +172,18 @@ function rank(z: usize, e: i32, available: usize): i32 {
 function union(layer: i32, count: i32): i32 {
   const experts = model.experts
   const gates = gatesOf(layer)
-  const routed = routedOf(layer)
+  const list = (<usize>((layer & 1) * experts)) << 1
   let length = 0
   for (let e = 0; e < experts; e++) {
+    let tokens = 0
     for (let t = 0; t < count; t++) {
-      if (load<f32>(gates + ((<usize>(t * experts + e)) << 2)) !== 0) {
-        store<u16>(routed + ((<usize>length) << 1), <u16>e)
-        length++
-        break
-      }
+      tokens += i32(load<f32>(gates + ((<usize>(t * experts + e)) << 2)) !== 0)
     }
+    if (tokens === 0) continue
+    const at = list + ((<usize>length) << 1)
+    store<u16>(model.routed + at, <u16>e)
+    store<u16>(model.uses + at, <u16>tokens)
+    length++
   }
   return length
 }

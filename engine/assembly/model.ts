@@ -68,6 +68,7 @@ export class Model {
 
   // What the host reads.
   routed: usize // u16 [2, experts]: union of the routed experts, ascending; layer & 1 chooses the row
+  uses: usize // u16 [2, experts]: by how many tokens each of these is routed
   logits: usize // f32 [vocab, padded to 16]
   choices: usize // i32 [2]: pairs of token and expert that gates had chosen, and that `restrict` left
 

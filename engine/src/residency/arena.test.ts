@@ -7,7 +7,7 @@ import { withDeadline } from '../store/deadline.ts'
 import { memoryStore } from '../store/memory.ts'
 import { type Destination, type ShardStore, shardKey, type Tier } from '../store/store.ts'
 import { type ArenaResidency, arenaFloor, createResidency } from './arena.ts'
-import type { Account } from './residency.ts'
+import type { Account, Routing } from './residency.ts'
 import { ExpertUsage } from './usage.ts'
 
 const LAYERS = 4
@@ -90,8 +90,15 @@ function setUp(slots: number, store: ShardStore) {
   return { residency, arena, bytes, account: newAccount() }
 }
 
-const experts = (...indices: number[]) => Uint16Array.from(indices)
-const ALL = Uint16Array.from({ length: EXPERTS }, (_, i) => i)
+/** A token that routes these. */
+const experts = (...indices: number[]): Routing => ({
+  routed: Uint16Array.from(indices),
+  uses: new Uint16Array(indices.length).fill(1),
+  count: indices.length,
+  tokens: 1,
+})
+const first = (count: number) => experts(...Array.from({ length: count }, (_, i) => i))
+const ALL = first(EXPERTS)
 const turn = () => new Promise<void>((done) => setImmediate(done))
 
 /** Answers everything that is asked for until a promise has settled. */
@@ -111,13 +118,13 @@ async function delivering(work: Promise<unknown> | undefined, pending: readonly 
 describe('acquire', () => {
   test('is synchronous when all experts are resident, and counts hits and misses', async () => {
     const { residency, bytes, account } = setUp(16, pack.store)
-    await residency.acquire(0, experts(1, 4), 2, account)
+    await residency.acquire(0, experts(1, 4), account)
     expect(Buffer.from(bytes(1)).equals(truth[1])).toBe(true)
     expect(Buffer.from(bytes(4)).equals(truth[4])).toBe(true)
     residency.release(0)
-    expect(residency.acquire(0, experts(1, 4), 2, account)).toBeUndefined()
+    expect(residency.acquire(0, experts(1, 4), account)).toBeUndefined()
     residency.release(0)
-    expect(residency.acquire(0, experts(4, 5), 1, account)).toBeUndefined()
+    expect(residency.acquire(0, experts(4), account)).toBeUndefined()
     expect(account.usage).toMatchObject({ hits: 3, misses: 2 })
     expect(account.usage.tiers.get('memory')).toEqual({ requests: 2, bytes: 2 * pack.manifest.experts.bytes })
     expect(account.usage.waitMs).toBeGreaterThan(0)
@@ -128,7 +135,7 @@ describe('acquire', () => {
     const { store, pending } = heldStore(pack.store)
     const { residency, account } = setUp(18, store)
     const { bundle } = pack.manifest.experts.layers[1]
-    const acquired = residency.acquire(1, ALL, 7, account)
+    const acquired = residency.acquire(1, first(7), account)
     await turn()
     expect(pending.map(({ hash }) => hash)).toEqual([bundle])
     await pending[0].deliver()
@@ -145,13 +152,13 @@ describe('acquire', () => {
       [2, experts(0, 1, 2, 3, 4, 5)],
       [3, experts(0, 1)],
     ] as const) {
-      const acquired = residency.acquire(layer, routed, routed.length, account)
+      const acquired = residency.acquire(layer, routed, account)
       await delivering(acquired, pending)
       residency.release(layer)
     }
     const others = residency.slots.slice(2 * EXPERTS)
     const slot = residency.slots[0]
-    const acquired = residency.acquire(0, ALL, 8, account)
+    const acquired = residency.acquire(0, ALL, account)
     await turn()
     expect(pending).toHaveLength(1)
     expect(pending[0].into.map(({ hash }) => hash === null)).toEqual([true, ...Array(7).fill(false)])
@@ -168,13 +175,13 @@ describe('acquire', () => {
     const { store, pending } = heldStore(pack.store)
     const { residency, account } = setUp(16, store)
     const second = newAccount()
-    residency.prefetch(0, experts(2), 1, account)
-    residency.prefetch(0, experts(2, 3), 2, account)
-    const acquired = residency.acquire(0, experts(2), 1, second)
+    residency.prefetch(0, experts(2), account)
+    residency.prefetch(0, experts(2, 3), account)
+    const acquired = residency.acquire(0, experts(2), second)
     await turn()
     expect(pending).toHaveLength(2)
     await delivering(acquired, pending)
-    await delivering(residency.acquire(0, experts(3), 1, newAccount()), pending)
+    await delivering(residency.acquire(0, experts(3), newAccount()), pending)
     expect(account.usage.tiers.get('memory')?.requests).toBe(2)
     expect(second.usage.tiers.size).toBe(0)
     expect(second.usage).toMatchObject({ hits: 0, misses: 1 })
@@ -183,12 +190,12 @@ describe('acquire', () => {
   test('goes before guesses that wait for their turn; at most six reads are under way', async () => {
     const { store, pending } = heldStore(pack.store)
     const { residency, account } = setUp(32, store)
-    residency.prefetch(0, experts(0, 1, 2, 3), 4, account)
-    residency.prefetch(1, experts(0, 1, 2, 3), 4, account)
+    residency.prefetch(0, experts(0, 1, 2, 3), account)
+    residency.prefetch(1, experts(0, 1, 2, 3), account)
     await turn()
     expect(pending).toHaveLength(6)
-    const acquired = residency.acquire(2, experts(5), 1, account)
-    const last = residency.acquire(1, experts(3), 1, account)
+    const acquired = residency.acquire(2, experts(5), account)
+    const last = residency.acquire(1, experts(3), account)
     await pending[0].deliver()
     await turn()
     const [{ shards: guessed }, { shards: needed }] = [1, 2].map((l) => pack.manifest.experts.layers[l])
@@ -206,7 +213,7 @@ describe('acquire', () => {
     async ({ damage, code, tier }) => {
       const { store, pending } = heldStore(pack.store)
       const { residency, account } = setUp(16, store)
-      const acquired = residency.acquire(3, experts(1, 6), 2, account)
+      const acquired = residency.acquire(3, experts(1, 6), account)
       const shard = pack.manifest.experts.layers[3].shards[6]
       await turn()
       for (const held of [...pending]) {
@@ -238,7 +245,7 @@ describe('acquire', () => {
     const { bundle, shards } = pack.manifest.experts.layers[0]
     const store = damagedStore(bundle, damage)
     const { residency, account } = setUp(16, store)
-    await expect(residency.acquire(0, ALL, 8, account)).rejects.toMatchObject({
+    await expect(residency.acquire(0, ALL, account)).rejects.toMatchObject({
       code,
       place: {
         model: 'tiny',
@@ -254,7 +261,7 @@ describe('acquire', () => {
   test('an error of no kind, from a store of the caller’s, becomes one of ours', async () => {
     const store = { ...pack.store, read: () => Promise.reject(new Error('boom')) }
     const { residency, account } = setUp(16, store)
-    await expect(residency.acquire(2, experts(3), 1, account)).rejects.toMatchObject({
+    await expect(residency.acquire(2, experts(3), account)).rejects.toMatchObject({
       code: 'store_unavailable',
       message: expect.stringContaining('boom'),
       place: { model: 'tiny', layer: 2, expert: 3 },
@@ -265,7 +272,7 @@ describe('acquire', () => {
     const { store, pending } = heldStore(pack.store)
     const { residency, account } = setUp(16, store)
     const abort = new AbortController()
-    const acquired = residency.acquire(0, experts(0, 1, 2), 3, account, abort.signal)
+    const acquired = residency.acquire(0, experts(0, 1, 2), account, abort.signal)
     await turn()
     expect(pending).toHaveLength(3)
     abort.abort()
@@ -278,8 +285,8 @@ describe('acquire', () => {
     const { store, pending } = heldStore(pack.store)
     const { residency, account } = setUp(16, store)
     const abort = new AbortController()
-    const leaves = residency.acquire(0, experts(0), 1, account, abort.signal)
-    const stays = residency.acquire(0, experts(0), 1, newAccount())
+    const leaves = residency.acquire(0, experts(0), account, abort.signal)
+    const stays = residency.acquire(0, experts(0), newAccount())
     abort.abort()
     await expect(leaves).rejects.toMatchObject({ code: 'cancelled' })
     expect(pending).toHaveLength(1)
@@ -291,14 +298,14 @@ describe('acquire', () => {
     const { store, pending } = heldStore(pack.store)
     const { residency, account } = setUp(16, store)
     const abort = new AbortController()
-    residency.prefetch(0, experts(0, 1), 2, account)
-    const acquired = residency.acquire(0, experts(0), 1, account, abort.signal)
+    residency.prefetch(0, experts(0, 1), account)
+    const acquired = residency.acquire(0, experts(0), account, abort.signal)
     await turn()
     const [stalled, other] = pending
     abort.abort()
     await expect(acquired).rejects.toMatchObject({ code: 'cancelled' })
     expect(pending).toEqual([other])
-    const next = residency.acquire(0, experts(0), 1, account)
+    const next = residency.acquire(0, experts(0), account)
     await expect.poll(() => pending.map(({ hash }) => hash)).toEqual([other.hash, stalled.hash])
     await delivering(next, pending)
     await expectAllSlotsUsable(residency, pending)
@@ -307,45 +314,44 @@ describe('acquire', () => {
   test('a request that is cancelled before it begins asks for nothing', async () => {
     const { store, pending } = heldStore(pack.store)
     const { residency, account } = setUp(16, store)
-    const acquired = residency.acquire(0, ALL, 8, account, AbortSignal.abort())
+    const acquired = residency.acquire(0, ALL, account, AbortSignal.abort())
     await expect(acquired).rejects.toMatchObject({ code: 'cancelled' })
     expect(pending).toHaveLength(0)
   })
 
   test('holding more layers than there is room for is refused, not waited for', async () => {
     const { residency, account } = setUp(16, pack.store)
-    await residency.acquire(0, ALL, 8, account)
-    await residency.acquire(1, ALL, 8, account)
-    await expect(residency.acquire(2, experts(0), 1, account)).rejects.toMatchObject({
+    await residency.acquire(0, ALL, account)
+    await residency.acquire(1, ALL, account)
+    await expect(residency.acquire(2, experts(0), account)).rejects.toMatchObject({
       code: 'arena_too_small',
     })
     residency.release(0)
-    await residency.acquire(2, experts(0), 1, account)
+    await residency.acquire(2, experts(0), account)
   })
 
   test('a guess that became a need must find room only for what is needed', async () => {
     const { store, pending } = heldStore(pack.store)
     const { residency, account } = setUp(22, store)
     for (const layer of [0, 1]) {
-      await delivering(residency.acquire(layer, ALL, 8, account), pending)
+      await delivering(residency.acquire(layer, ALL, account), pending)
     }
-    residency.prefetch(2, ALL, 6, account)
-    residency.prefetch(3, ALL, 8, account)
-    await delivering(residency.acquire(3, experts(2, 5), 2, account), pending)
+    residency.prefetch(2, first(6), account)
+    residency.prefetch(3, ALL, account)
+    await delivering(residency.acquire(3, experts(2, 5), account), pending)
     await expect.poll(() => account.usage.tiers.get('memory')?.requests).toBe(2 + 6 + 1)
     expect(residency.resident).toBe(22)
   })
 
   test('evicts what was used least lately', async () => {
     const { residency, account } = setUp(16, pack.store)
-    for (const uses of [3, 1, 2]) {
-      for (let i = 0; i < uses; i++) {
-        await residency.acquire(uses, ALL, 4, account)
-        residency.release(uses)
-      }
+    // 12 slots are used, by layers 1, 2 and 3, by as many of three tokens as their number says; 8 are needed.
+    for (const layer of [3, 1, 2]) {
+      const uses = new Uint16Array(4).fill(layer)
+      await residency.acquire(layer, { ...first(4), uses, tokens: 3 }, account)
+      residency.release(layer)
     }
-    // 12 slots are used, by layers 1, 2 and 3, as often as their number says; 8 are needed.
-    await residency.acquire(0, ALL, 8, account)
+    await residency.acquire(0, ALL, account)
     const residents = [1, 2, 3].map((layer) =>
       residency.slots.subarray(layer * EXPERTS, (layer + 1) * EXPERTS).filter((slot) => slot >= 0),
     )
@@ -357,12 +363,11 @@ describe('acquire', () => {
 test('experts that are always on, in an arena that lacks a few slots, are not fetched anew in every pass', async () => {
   const lacking = 4
   const { residency, account } = setUp(LAYERS * EXPERTS - lacking, pack.store)
-  const all = Uint16Array.from({ length: EXPERTS }, (_, i) => i)
   const passes = 10
   for (let pass = -1; pass < passes; pass++) {
     if (pass === 0) account.usage.layerMisses.fill(0)
     for (let layer = 0; layer < LAYERS; layer++) {
-      await residency.acquire(layer, all, EXPERTS, account)
+      await residency.acquire(layer, ALL, account)
       residency.release(layer)
     }
   }
@@ -377,12 +382,12 @@ describe('a store that stalls', () => {
   test('fails the step that waits, and its reads give back their turns and their slots', async () => {
     const { store, pending } = heldStore(pack.store)
     const { residency, account } = setUp(16, withDeadline(store))
-    residency.prefetch(0, experts(0, 1, 2), 3, account)
-    residency.prefetch(1, experts(0, 1, 2), 3, account)
+    residency.prefetch(0, experts(0, 1, 2), account)
+    residency.prefetch(1, experts(0, 1, 2), account)
     await turn()
     expect(pending).toHaveLength(6)
-    const joined = residency.acquire(0, experts(1), 1, account)
-    const queued = residency.acquire(2, experts(4), 1, account)
+    const joined = residency.acquire(0, experts(1), account)
+    const queued = residency.acquire(2, experts(4), account)
     vi.advanceTimersByTime(60_000)
     const place = { model: 'tiny', layer: 0, expert: 1 }
     await expect(joined).rejects.toMatchObject({ code: 'store_unavailable', place })
@@ -395,7 +400,7 @@ describe('a store that stalls', () => {
     const { store, pending } = heldStore(pack.store, false)
     const { residency, bytes, account } = setUp(16, withDeadline(store))
     const abort = new AbortController()
-    const stalled = residency.acquire(0, experts(0, 1), 2, account, abort.signal)
+    const stalled = residency.acquire(0, experts(0, 1), account, abort.signal)
     await turn()
     const late = [...pending]
     vi.advanceTimersByTime(60_000)
@@ -403,10 +408,10 @@ describe('a store that stalls', () => {
     await expect(stalled).rejects.toMatchObject({ code: 'cancelled' })
     pending.length = 0
     for (const layer of [1, 2]) {
-      await delivering(residency.acquire(layer, ALL, 4, account), pending)
+      await delivering(residency.acquire(layer, first(4), account), pending)
       residency.release(layer)
     }
-    await delivering(residency.acquire(0, ALL, 6, account), pending)
+    await delivering(residency.acquire(0, first(6), account), pending)
     // Two of the sixteen slots are not to be had: something still writes there.
     expect(residency.resident).toBe(14)
     pending.push(...late)
@@ -479,8 +484,7 @@ describe('whatever happens', () => {
               const { layer, routed } = step
               const resident = slotsOf(residency, layer, routed).every((slot) => slot >= 0)
               const abort = new AbortController()
-              const list = Uint16Array.from(routed)
-              const acquired = residency.acquire(layer, list, list.length, account, abort.signal)
+              const acquired = residency.acquire(layer, experts(...routed), account, abort.signal)
               expect(acquired === undefined).toBe(resident)
               const mine: Step = { routed, abort, where: undefined, acquired }
               steps.set(layer, mine)
@@ -496,7 +500,7 @@ describe('whatever happens', () => {
               steps.delete(step.layer)
               residency.release(step.layer)
             } else if (step.do === 'prefetch') {
-              residency.prefetch(step.layer, Uint16Array.from(step.routed), step.routed.length, account)
+              residency.prefetch(step.layer, experts(...step.routed), account)
             } else if (step.do === 'cancel') {
               steps.get(step.layer)?.abort.abort()
             } else if (step.do === 'deliver') {
@@ -553,7 +557,7 @@ describe('createResidency', () => {
     const slotBytes = manifest.experts.bytes
     const arena = new Uint8Array(4 * slotBytes)
     const residency = createResidency({ manifest, store, arena, slotBytes })
-    await residency.acquire(0, ALL, 4, newAccount())
+    await residency.acquire(0, first(4), newAccount())
     expect(residency.resident).toBe(4)
   })
 
@@ -568,7 +572,7 @@ async function expectAllSlotsUsable(residency: ArenaResidency, pending: readonly
   await expect
     .poll(async () => {
       for (let layer = 0; layer < LAYERS; layer++) {
-        await delivering(residency.acquire(layer, ALL, EXPERTS, newAccount()), pending)
+        await delivering(residency.acquire(layer, ALL, newAccount()), pending)
         residency.release(layer)
       }
       return residency.resident

@@ -18,14 +18,15 @@ import type {
   Residency,
   ResidencyControl,
   ResidencySnapshot,
+  Routing,
   WarmUp,
   WarmUpLimits,
 } from './residency.ts'
 import { Slots } from './slots.ts'
 import { ExpertUsage } from './usage.ts'
 
-/** Passes through the model after which the use of an expert counts half. */
-const HALF_LIFE_PASSES = 64
+/** Tokens after which the use of an expert counts half. */
+const HALF_LIFE_TOKENS = 32
 
 export interface ArenaOptions {
   readonly manifest: Manifest
@@ -81,7 +82,7 @@ class Arena implements ArenaResidency {
     const { layers, experts } = manifest.config
     this.#manifest = manifest
     this.#store = verified(store)
-    this.#forecast = new Forecast(layers, experts, HALF_LIFE_PASSES)
+    this.#forecast = new Forecast(layers, experts, HALF_LIFE_TOKENS, manifest.profile)
     this.#table = new Slots(arena, slotBytes, capacity, layers * experts, this.#forecast)
     this.slots = this.#table.of
   }
@@ -96,33 +97,33 @@ class Arena implements ArenaResidency {
 
   acquire(
     layer: number,
-    routed: Uint16Array,
-    count: number,
+    routing: Routing,
     account: Account,
     signal?: AbortSignal,
   ): undefined | Promise<void> {
+    const { routed, uses, count, tokens } = routing
     const row = layer * this.#manifest.config.experts
     const { guessed } = this.#table
     const { usage } = account
-    this.#forecast.visit(layer)
+    this.#forecast.visit(layer, tokens)
     for (let i = 0; i < count; i++) {
       const key = row + routed[i]
-      this.#forecast.use(key)
+      this.#forecast.use(key, uses[i])
       this.#table.pin(key)
       usage.prefetchedUsed += guessed[key]
       guessed[key] = 0
     }
-    const missing = this.#countMissing(row, routed, count)
+    const missing = this.#countMissing(row, routing)
     usage.layerHits[layer] += count - missing
     usage.layerMisses[layer] += missing
     if (missing === 0) return undefined
-    if (account.mayWait) return this.#wait(layer, this.#missing(row, routed, count), account, signal)
-    this.#improve(layer, routed, count, account)
+    if (account.mayWait) return this.#wait(layer, this.#missing(row, routing), account, signal)
+    this.#improve(layer, routing, account)
     return undefined
   }
 
   /** Fetches missing experts that are used more than what they would replace, while there are lanes to spare. */
-  #improve(layer: number, routed: Uint16Array, count: number, account: Account): void {
+  #improve(layer: number, { routed, count }: Routing, account: Account): void {
     const row = layer * this.#manifest.config.experts
     for (let i = 0; i < count && this.#flights.size < MAX_IN_FLIGHT; i++) {
       const key = row + routed[i]
@@ -136,15 +137,16 @@ class Arena implements ArenaResidency {
     for (let key = layer * experts; key < (layer + 1) * experts; key++) this.#table.unpin(key)
   }
 
-  prefetch(layer: number, routed: Uint16Array, count: number, account: Account): void {
+  prefetch(layer: number, routing: Routing, account: Account): void {
     const row = layer * this.#manifest.config.experts
-    if (this.#countMissing(row, routed, count) === 0) return
-    for (const expert of this.#missing(row, routed, count)) {
+    if (this.#countMissing(row, routing) === 0) return
+    const missing = this.#missing(row, routing)
+    for (const expert of missing) {
       if (this.#table.coming[row + expert]) continue
       this.#table.guessed[row + expert] = 1
       account.usage.prefetched += 1
     }
-    this.#request(layer, this.#missing(row, routed, count), GUESS, account)
+    this.#request(layer, missing, GUESS, account)
   }
 
   snapshot(): ResidencySnapshot {
@@ -258,13 +260,13 @@ class Arena implements ArenaResidency {
     return { flights, spent: false }
   }
 
-  #countMissing(row: number, routed: Uint16Array, count: number): number {
+  #countMissing(row: number, { routed, count }: Routing): number {
     let missing = 0
     for (let i = 0; i < count; i++) if (this.slots[row + routed[i]] < 0) missing += 1
     return missing
   }
 
-  #missing(row: number, routed: Uint16Array, count: number): number[] {
+  #missing(row: number, { routed, count }: Routing): number[] {
     return Array.from(routed.subarray(0, count)).filter((expert) => this.slots[row + expert] < 0)
   }
 

@@ -6,8 +6,8 @@ describe('Forecast', () => {
   /** One pass through all layers in which the given keys are used. */
   function pass(forecast: Forecast, layers: number, experts: number, used: readonly number[]): void {
     for (let layer = 0; layer < layers; layer++) {
-      forecast.visit(layer)
-      for (const key of used) if (Math.floor(key / experts) === layer) forecast.use(key)
+      forecast.visit(layer, 1)
+      for (const key of used) if (Math.floor(key / experts) === layer) forecast.use(key, 1)
     }
   }
 
@@ -27,6 +27,25 @@ describe('Forecast', () => {
     expect(forecast.rate(0) / forecast.rate(1)).toBeCloseTo(0.5, 12)
   })
 
+  test('a step of many tokens counts each of them', () => {
+    const forecast = new Forecast(1, 3, 64)
+    forecast.visit(0, 100)
+    for (const [key, tokens] of [100, 20, 1].entries()) forecast.use(key, tokens)
+    expect([0, 1, 2].map((key) => forecast.rate(key))).toEqual([1, 0.2, 0.01])
+    for (let i = 0; i < 64; i++) pass(forecast, 1, 3, [2])
+    expect(forecast.rate(0)).toBeLessThan(forecast.rate(2))
+  })
+
+  test('begins with the profile of the pack, and unlearns it', () => {
+    const forecast = new Forecast(2, 2, 10, [
+      [0.25, 1],
+      [0.5, 0],
+    ])
+    expect([0, 1, 2, 3].map((key) => forecast.rate(key))).toEqual([0.25, 1, 0.5, 0])
+    for (let i = 0; i < 200; i++) pass(forecast, 2, 2, [0, 3])
+    for (const [key, rate] of [1, 0, 0, 1].entries()) expect(forecast.rate(key)).toBeCloseTo(rate, 3)
+  })
+
   test('orders experts of a layer as decaying every count would, over any length of time', () => {
     const history = fc.array(fc.record({ key: fc.nat(3), passes: fc.nat(3000) }), { maxLength: 30 })
     fc.assert(
@@ -35,7 +54,7 @@ describe('Forecast', () => {
         const forecast = new Forecast(1, 4, halfLife)
         const plain = [0, 0, 0, 0]
         for (const { key, passes } of uses) {
-          for (let i = 0; i < passes; i++) forecast.visit(0)
+          for (let i = 0; i < passes; i++) forecast.visit(0, 1)
           for (let k = 0; k < 4; k++) plain[k] *= 2 ** (-(passes + 1) / halfLife)
           pass(forecast, 1, 4, [key])
           plain[key] += 1
@@ -55,10 +74,10 @@ describe('Forecast', () => {
   test('where all are always on, the layer just left waits longest and the next one least', () => {
     const forecast = new Forecast(5, 1, 64)
     for (let i = 0; i < 3; i++) pass(forecast, 5, 1, [0, 1, 2, 3, 4])
-    forecast.visit(0)
-    forecast.use(0)
-    forecast.visit(1)
-    forecast.use(1)
+    forecast.visit(0, 1)
+    forecast.use(0, 1)
+    forecast.visit(1, 1)
+    forecast.use(1, 1)
     const order = [0, 1, 2, 3, 4].sort((a, b) => forecast.wait(a) - forecast.wait(b))
     expect(order).toEqual([2, 3, 4, 0, 1])
   })

@@ -6,54 +6,73 @@ import { MAX_IN_FLIGHT } from '../store/lanes.ts'
 
 /** Past this a count is near the end of float64, and all are scaled down. */
 const RESCALE = 1e200
-/** Experts used less often than this in a pass are alike. */
+/** Experts that fewer tokens than this share use are alike. */
 const LEAST_RATE = 1e-3
 
 /**
  * When each expert will be needed next: the one with the longest wait goes first. Layers are visited in a circle, so the
- * wait is the way to the expert's layer, plus the passes that it is expected to sit out there: with rate r, the share of
- * passes that used it lately, 1/r - 1. Where rates differ that is LFU with ageing; where they are alike, as when nearly
+ * wait is the way to the expert's layer, plus the tokens that it is expected to sit out there: with rate r, the share of
+ * tokens that routed it lately, 1/r - 1. Where rates differ that is LFU with ageing; where they are alike, as when nearly
  * all experts are always on, the layer just left goes first. Plain LFU turns such a circle into a scan that evicts
  * everything right before its use.
+ *
+ * A step of many tokens counts as so many, and tells at once which experts a prompt is about.
  */
 export class Forecast {
   readonly #layers: number
   readonly #experts: number
   /** Uses, weighed so that one counts half after the half-life: instead of all counts shrinking, the next counts more. */
   readonly #counts: Float64Array
-  readonly #growth: number
-  #weight = 1
-  /** Weight of all visits so far, were every one a use; counted as the uses are. */
-  #visits = 0
+  /** Per layer: weight of all its tokens so far, were each a use. */
+  readonly #visits: Float64Array
+  /** Per layer: what the next use counts. */
+  readonly #weights: Float64Array
+  readonly #halfLife: number
   #layer = 0
+  /** What one token of the step at hand counts: its last one the layer's weight, those before it less and less. */
+  #worth = 0
 
-  /** @param halfLife in passes through all layers */
-  constructor(layers: number, experts: number, halfLife: number) {
+  /**
+   * @param halfLife in tokens
+   * @param profile how often each expert is routed, [layers][experts], as if that had been seen for a half-life
+   */
+  constructor(layers: number, experts: number, halfLife: number, profile?: readonly (readonly number[])[]) {
     this.#layers = layers
     this.#experts = experts
-    this.#counts = new Float64Array(layers * experts)
-    this.#growth = 2 ** (1 / (halfLife * layers))
+    this.#halfLife = halfLife
+    this.#counts = Float64Array.from(
+      profile?.flat() ?? new Float64Array(layers * experts),
+      (r) => r * halfLife,
+    )
+    this.#visits = new Float64Array(layers).fill(profile ? halfLife : 0)
+    this.#weights = new Float64Array(layers).fill(1)
   }
 
-  /** A step has come to a layer. */
-  visit(layer: number): void {
+  /** A step of so many tokens has come to a layer. */
+  visit(layer: number, tokens: number): void {
     this.#layer = layer
-    this.#weight *= this.#growth
-    this.#visits += this.#weight / this.#layers
-    if (this.#weight < RESCALE) return
-    for (let key = 0; key < this.#counts.length; key++) this.#counts[key] /= RESCALE
-    this.#visits /= RESCALE
-    this.#weight /= RESCALE
+    this.#weights[layer] *= 2 ** (tokens / this.#halfLife)
+    const decay = 2 ** (-1 / this.#halfLife)
+    const sum = (1 - decay ** tokens) / (1 - decay)
+    this.#worth = (this.#weights[layer] * sum) / tokens
+    this.#visits[layer] += this.#worth * tokens
+    if (this.#weights[layer] < RESCALE) return
+    const row = layer * this.#experts
+    for (let e = 0; e < this.#experts; e++) this.#counts[row + e] /= RESCALE
+    this.#visits[layer] /= RESCALE
+    this.#weights[layer] /= RESCALE
+    this.#worth /= RESCALE
   }
 
-  /** It uses an expert there. */
-  use(key: number): void {
-    this.#counts[key] += this.#weight
+  /** So many of its tokens use an expert there. */
+  use(key: number, tokens: number): void {
+    this.#counts[key] += this.#worth * tokens
   }
 
-  /** The share of passes that used the expert, lately; in the first pass an overestimate. */
+  /** The share of tokens that used the expert, lately. */
   rate(key: number): number {
-    return this.#visits === 0 ? 0 : Math.min(this.#counts[key] / this.#visits, 1)
+    const visits = this.#visits[Math.floor(key / this.#experts)]
+    return visits === 0 ? 0 : this.#counts[key] / visits
   }
 
   /** Passes until the expert is expected to be used. */

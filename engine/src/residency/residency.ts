@@ -14,6 +14,17 @@ export interface Account {
   readonly mayWait: boolean
 }
 
+/** What the gates of a layer chose in a step; mutable on purpose, since a decoding step must not allocate. */
+export interface Routing {
+  /** Expert indices, ascending; the first `count` entries count. */
+  readonly routed: Uint16Array
+  /** By how many of the step's tokens each is routed. */
+  readonly uses: Uint16Array
+  count: number
+  /** Tokens of the step. */
+  tokens: number
+}
+
 /** What an arena holds at a moment. */
 export interface ResidencySnapshot {
   readonly layers: number
@@ -25,7 +36,7 @@ export interface ResidencySnapshot {
   readonly resident: number
   /** [layers, experts]: 1 where the expert is resident, else 0. */
   readonly isResident: Uint8Array
-  /** [layers, experts]: the share of steps, lately, that used the expert, from 0 to 1. */
+  /** [layers, experts]: the share of tokens, lately, that routed the expert, from 0 to 1. */
   readonly frequency: Float32Array
 }
 
@@ -68,17 +79,10 @@ export interface Residency {
    * not wait, some where a limit of the request was spent. Those that the arena would profit from are then fetched behind
    * the step's back, a few at a time.
    *
-   * @param routed expert indices, ascending; the first `count` entries count
    * @throws SparsedgeError as {@link ShardStore.read} does, with model, layer and expert filled in; `expert_budget_spent`;
    * `cancelled`. After a failure nothing stays pinned.
    */
-  acquire(
-    layer: number,
-    routed: Uint16Array,
-    count: number,
-    account: Account,
-    signal?: AbortSignal,
-  ): undefined | Promise<void>
+  acquire(layer: number, routing: Routing, account: Account, signal?: AbortSignal): undefined | Promise<void>
 
   /** Unpins what {@link Residency.acquire} pinned for the layer. */
   release(layer: number): void
@@ -87,5 +91,5 @@ export interface Residency {
    * Starts fetching what will be needed soon and returns at once. A failure here is silent: `acquire` meets it again.
    * Never evicts a pinned expert and never changes a result.
    */
-  prefetch(layer: number, routed: Uint16Array, count: number, account: Account): void
+  prefetch(layer: number, routing: Routing, account: Account): void
 }

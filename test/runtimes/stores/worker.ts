@@ -10,7 +10,7 @@ import { parseManifest } from '@sparsedge/engine/pack/manifest'
 import { referenceBackend } from '@sparsedge/engine/reference'
 import { DEFAULT_EXPERTS } from '@sparsedge/engine/request'
 import { type ArenaResidency, createResidency } from '@sparsedge/engine/residency/arena'
-import type { Account } from '@sparsedge/engine/residency/residency'
+import type { Account, Routing } from '@sparsedge/engine/residency/residency'
 import { ExpertUsage } from '@sparsedge/engine/residency/usage'
 import { cached, type ShardCache } from '@sparsedge/engine/store/cached'
 import { withDeadline } from '@sparsedge/engine/store/deadline'
@@ -135,7 +135,7 @@ const handlers: Record<string, (task: never, bucket: R2Bucket) => Promise<unknow
   '/acquire': async ({ layer, routed, leaveAfter, cancelAfter }: AcquireTask): Promise<AcquireResult> => {
     const account = newAccount()
     const signal = cancelAfter === undefined ? undefined : AbortSignal.timeout(cancelAfter)
-    const acquired = residency.acquire(layer, Uint16Array.from(routed), routed.length, account, signal)
+    const acquired = residency.acquire(layer, routing(routed), account, signal)
     const result = await (leaveAfter === undefined ? acquired?.then(() => ({}), failure) : sleep(leaveAfter))
     residency.release(layer)
     const { resident, capacity } = residency
@@ -143,7 +143,7 @@ const handlers: Record<string, (task: never, bucket: R2Bucket) => Promise<unknow
   },
 
   '/prefetch': async ({ layer, routed, leaveAfter = 0 }: AcquireTask) => {
-    residency.prefetch(layer, Uint16Array.from(routed), routed.length, newAccount())
+    residency.prefetch(layer, routing(routed), newAccount())
     await sleep(leaveAfter)
     return {}
   },
@@ -153,6 +153,13 @@ const newAccount = (): Account => ({
   options: DEFAULT_EXPERTS,
   usage: new ExpertUsage(layers),
   mayWait: true,
+})
+
+const routing = (routed: readonly number[]): Routing => ({
+  routed: Uint16Array.from(routed),
+  uses: new Uint16Array(routed.length).fill(1),
+  count: routed.length,
+  tokens: 1,
 })
 
 const sleep = (milliseconds: number) => new Promise<void>((done) => setTimeout(done, milliseconds))

@@ -103,6 +103,7 @@ export function writeDescriptor(buffer: ArrayBuffer, manifest: Manifest, plan: P
     scratch.gateLevels,
     scratch.available,
     scratch.routed,
+    scratch.uses,
     scratch.logits,
     scratch.choices,
     scratch.x,

@@ -103,6 +103,7 @@ function scratchBytes({ config }: Manifest, pages: number) {
     gateLevels: config.layers * 4,
     available: experts * 4,
     routed: 2 * experts * 2,
+    uses: 2 * experts * 2,
     logits: tiles * TILE_ROWS * 4,
     choices: 8,
     x: CHUNK * hidden * 4,

@@ -7,6 +7,7 @@ import { SparsedgeError, throwIfCancelled } from '../../errors.ts'
 import type { ModelConfig } from '../../model/config.ts'
 import type { GateRule } from '../../model/selection.ts'
 import type { ArenaResidency } from '../../residency/arena.ts'
+import type { Routing } from '../../residency/residency.ts'
 import type { Logits } from '../backend.ts'
 import { CHUNK, type Plan } from './plan.ts'
 import type { Kernels } from './select.ts'
@@ -26,7 +27,8 @@ export class Stepper {
   readonly #gateLevels: Float32Array // [layers]
   readonly #available: Int32Array // [experts]
   readonly #choices: Int32Array // [2]
-  readonly #routed: readonly [Uint16Array, Uint16Array] // [experts], of even and of odd layers
+  /** What even and odd layers route. */
+  readonly #routing: readonly [Routing, Routing]
   readonly #logits: Logits
 
   // Where the step at hand is. A step that waits keeps its place here.
@@ -38,8 +40,6 @@ export class Stepper {
   #first = 0
   #count = 0
   #layer = 0
-  /** Experts in the list of even and of odd layers. */
-  readonly #routedCount = new Int32Array(2)
 
   constructor(
     config: ModelConfig,
@@ -59,10 +59,12 @@ export class Stepper {
     this.#gateLevels = new Float32Array(buffer, scratch.gateLevels, config.layers)
     this.#available = new Int32Array(buffer, scratch.available, config.experts)
     this.#choices = new Int32Array(buffer, scratch.choices, 2)
-    this.#routed = [
-      new Uint16Array(buffer, scratch.routed, config.experts),
-      new Uint16Array(buffer, scratch.routed + config.experts * 2, config.experts),
-    ]
+    const routing = (odd: number): Routing => {
+      const row = (address: number) =>
+        new Uint16Array(buffer, address + odd * config.experts * 2, config.experts)
+      return { routed: row(scratch.routed), uses: row(scratch.uses), count: 0, tokens: 0 }
+    }
+    this.#routing = [routing(0), routing(1)]
     this.#logits = new Float32Array(buffer, scratch.logits, config.vocab)
   }
 
@@ -160,22 +162,23 @@ export class Stepper {
     this.#kernels.attention(layer, count, sequence.length + this.#first)
     this.#kernels.ffnInput(layer, count)
     if (gate.source === 'own' || layer === 0) this.#gate(layer)
-    const routed = this.#routed[layer & 1]
-    const wait = this.#residency.acquire(layer, routed, this.#routedCount[layer & 1], sequence, this.#signal)
+    const wait = this.#residency.acquire(layer, this.#routing[layer & 1], sequence, this.#signal)
     const next = layer + 1
     const complete = this.#residency.resident === layers * experts
     // Where a gate reads the layer before it, this is the next layer's gate itself; elsewhere it is a good guess.
     if (next < layers && (gate.source === 'previous' || !complete)) {
       this.#gate(next)
       if (!complete && sequence.mayWait && sequence.options.lookahead) {
-        this.#residency.prefetch(next, this.#routed[next & 1], this.#routedCount[next & 1], sequence)
+        this.#residency.prefetch(next, this.#routing[next & 1], sequence)
       }
     }
     return wait
   }
 
   #gate(layer: number): void {
-    this.#routedCount[layer & 1] = this.#kernels.gate(layer, this.#count)
+    const routing = this.#routing[layer & 1]
+    routing.count = this.#kernels.gate(layer, this.#count)
+    routing.tokens = this.#count
   }
 
   /** The FFN of the layer at hand, whose experts are pinned; then on to the next layer or the next chunk. */
@@ -184,11 +187,10 @@ export class Stepper {
     const layer = this.#layer
     const { usage, options } = sequence
     const restricted = options.policy === 'resident_first' && this.#restrict(layer)
-    const routed = this.#routed[layer & 1]
-    const length = this.#routedCount[layer & 1]
+    const { routed, count } = this.#routing[layer & 1]
     const row = layer * experts
-    for (let i = 0; i < length; i++) this.#slots[i] = this.#residency.slots[row + routed[i]]
-    const pairs = this.#kernels.experts(layer, this.#count, length)
+    for (let i = 0; i < count; i++) this.#slots[i] = this.#residency.slots[row + routed[i]]
+    const pairs = this.#kernels.experts(layer, this.#count, count)
     usage.layerActivated[layer] += pairs
     usage.possible += this.#count * experts
     usage.chosen += restricted ? this.#choices[0] : pairs
@@ -205,12 +207,13 @@ export class Stepper {
     const { experts } = this.#config
     const { slots } = this.#residency
     const row = layer * experts
-    const routed = this.#routed[layer & 1]
+    const routing = this.#routing[layer & 1]
+    const { routed, count } = routing
     let missing = 0
-    for (let i = 0; i < this.#routedCount[layer & 1]; i++) if (slots[row + routed[i]] < 0) missing += 1
+    for (let i = 0; i < count; i++) if (slots[row + routed[i]] < 0) missing += 1
     if (missing === 0) return false
     for (let e = 0; e < experts; e++) this.#available[e] = slots[row + e] < 0 ? 0 : 1
-    this.#routedCount[layer & 1] = this.#kernels.restrict(layer, this.#count)
+    routing.count = this.#kernels.restrict(layer, this.#count)
     return true
   }
 
