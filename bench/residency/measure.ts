@@ -131,7 +131,7 @@ function arenas(workingSet: number): number[] {
 
 function meanRouted(traces: readonly Trace[]): number {
   const steps = traces.flatMap(({ decode }) => decode)
-  return steps.reduce((sum, step) => sum + step.reduce((n, { length }) => n + length, 0), 0) / steps.length
+  return steps.reduce((sum, step) => sum + step.reduce((n, { count }) => n + count, 0), 0) / steps.length
 }
 
 async function measureSpeeds(scale: Scale, say: (what: string) => void) {

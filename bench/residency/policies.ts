@@ -3,18 +3,16 @@
  * What ours is measured against: the policies that everyone knows, and the optimum, as forecasts for the same table of
  * slots. The expert with the longest wait is evicted.
  */
-import { Forecast } from '@sparsedge/engine/residency/policy'
+import { Forecast, HALF_LIFE_TOKENS } from '@sparsedge/engine/residency/policy'
 import { config } from './backend.ts'
 import type { Trace } from './traces.ts'
 
 const { layers, experts } = config
-/** As in engine/src/residency/arena.ts. */
-const HALF_LIFE_PASSES = 64
 
 export const POLICIES = {
   LRU: () => new LeastRecent(),
   LFU: () => new LeastFrequent(),
-  ours: () => new Forecast(layers, experts, HALF_LIFE_PASSES),
+  ours: () => new Forecast(layers, experts, HALF_LIFE_TOKENS),
   optimum: (trace: Trace) => new Optimum(trace),
 } satisfies Record<string, (trace: Trace) => Forecast>
 
@@ -22,7 +20,7 @@ export type Policy = keyof typeof POLICIES
 
 abstract class Other extends Forecast {
   constructor() {
-    super(layers, experts, HALF_LIFE_PASSES)
+    super(layers, experts, HALF_LIFE_TOKENS)
   }
 }
 
@@ -65,7 +63,7 @@ class Optimum extends Other {
     super()
     for (const [step, routed] of [...prompt, ...decode].entries()) {
       for (const [layer, list] of routed.entries()) {
-        for (const expert of list) this.#uses[layer * experts + expert].push(step * layers + layer)
+        for (const expert of list.routed) this.#uses[layer * experts + expert].push(step * layers + layer)
       }
     }
   }

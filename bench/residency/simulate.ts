@@ -20,11 +20,11 @@ export function simulate(trace: Trace, policy: Policy, slots: number): Outcome {
   let misses = 0
   let acquired = 0
   const run = (step: Step) => {
-    for (const [layer, routed] of step.entries()) {
+    for (const [layer, { routed, uses, tokens }] of step.entries()) {
       const row = layer * config.experts
-      forecast.visit(layer)
-      for (const expert of routed) {
-        forecast.use(row + expert)
+      forecast.visit(layer, tokens)
+      for (const [i, expert] of routed.entries()) {
+        forecast.use(row + expert, uses[i])
         table.pin(row + expert)
       }
       for (const expert of routed) {

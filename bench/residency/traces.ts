@@ -6,13 +6,14 @@
 import { readFile } from 'node:fs/promises'
 import { createEngine } from '@sparsedge/engine'
 import type { ArenaResidency } from '@sparsedge/engine/residency/arena'
+import type { Routing } from '@sparsedge/engine/residency/residency'
 import { z } from 'zod'
 import { packTokenizer } from '../../test/parity/shipped.ts'
 import { GREEDY } from '../hosts/ours.ts'
 import { ALL, backendWith, config, openBackend, pack } from './backend.ts'
 
-/** The selected experts of each layer, ascending, in one step of the model. */
-export type Step = readonly Uint16Array[]
+/** What the gates of each layer chose in one step of the model. */
+export type Step = readonly Readonly<Routing>[]
 
 export interface Trace {
   readonly name: string
@@ -95,7 +96,7 @@ export async function routedBy(prompt: Int32Array): Promise<number> {
   sequence.close()
   const seen = new Set<number>()
   for (const step of recorder.take('', Number.POSITIVE_INFINITY).prompt) {
-    for (const [layer, routed] of step.entries()) {
+    for (const [layer, { routed }] of step.entries()) {
       for (const expert of routed) seen.add(layer * config.experts + expert)
     }
   }
@@ -104,7 +105,7 @@ export async function routedBy(prompt: Int32Array): Promise<number> {
 
 /** Notes what steps ask of a residency. */
 class Recorder {
-  #steps: Uint16Array[][] = []
+  #steps: Routing[][] = []
 
   readonly tap = (inner: ArenaResidency): ArenaResidency => ({
     get resident() {
@@ -112,10 +113,11 @@ class Recorder {
     },
     capacity: inner.capacity,
     slots: inner.slots,
-    acquire: (layer, routed, count, account, signal) => {
+    acquire: (layer, routing, account, signal) => {
       if (layer === 0) this.#steps.push([])
-      this.#steps.at(-1)?.push(routed.slice(0, count))
-      return inner.acquire(layer, routed, count, account, signal)
+      const { routed, uses, count, tokens } = routing
+      this.#steps.at(-1)?.push({ routed: routed.slice(0, count), uses: uses.slice(0, count), count, tokens })
+      return inner.acquire(layer, routing, account, signal)
     },
     release: (layer) => inner.release(layer),
     prefetch: (...args) => inner.prefetch(...args),

@@ -5,9 +5,11 @@
  */
 import type { Backend, Sequence } from '@sparsedge/engine/backends/backend'
 import { type WasmModules, wasmBackend } from '@sparsedge/engine/backends/wasm/index'
+import type { Manifest } from '@sparsedge/engine/pack/manifest'
 import type { ExpertOptions } from '@sparsedge/engine/request'
+import type { ShardStore } from '@sparsedge/engine/store/store'
 import { compile } from '../../engine/assembly/build.ts'
-import { type TinyPack, tinyConfig } from '../fixtures/tiny.ts'
+import { tinyConfig } from '../fixtures/tiny.ts'
 
 const [plainBytes, relaxedBytes] = await Promise.all([compile('plain'), compile('relaxed')])
 const plain = new WebAssembly.Module(plainBytes)
@@ -20,7 +22,7 @@ export const MODULES = {
 
 /** A backend for a tiny pack, with more memory than it can use. */
 export function tinyBackend(
-  pack: TinyPack,
+  pack: { readonly manifest: Manifest; readonly store: ShardStore },
   options: { modules?: WasmModules; memoryBytes?: number; contextTokens?: number } = {},
 ): Promise<Backend> {
   const { modules = MODULES['plain and relaxed'], memoryBytes = 32 << 20, contextTokens = 256 } = options

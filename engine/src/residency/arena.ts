@@ -12,7 +12,7 @@ import { verified } from '../store/verified.ts'
 import { book, budgetSpent, patience } from './budget.ts'
 import { type Flight, Flights, GUESS, NEEDED, type Urgency, WARM_UP } from './flights.ts'
 import { Load } from './load.ts'
-import { bundlePays, Forecast } from './policy.ts'
+import { bundlePays, Forecast, HALF_LIFE_TOKENS } from './policy.ts'
 import type {
   Account,
   Residency,
@@ -24,9 +24,6 @@ import type {
 } from './residency.ts'
 import { Slots } from './slots.ts'
 import { ExpertUsage } from './usage.ts'
-
-/** Tokens after which the use of an expert counts half. */
-const HALF_LIFE_TOKENS = 32
 
 export interface ArenaOptions {
   readonly manifest: Manifest

@@ -4,6 +4,8 @@
  */
 import { MAX_IN_FLIGHT } from '../store/lanes.ts'
 
+/** Tokens after which the use of an expert counts half. */
+export const HALF_LIFE_TOKENS = 32
 /** Past this a count is near the end of float64, and all are scaled down. */
 const RESCALE = 1e200
 /** Experts that fewer tokens than this share use are alike. */
