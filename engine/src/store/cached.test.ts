@@ -1,5 +1,6 @@
 import { beforeEach, describe, expect, onTestFinished, test, vi } from 'vitest'
 import { cached, type ShardCache } from './cached.ts'
+import { withDeadline } from './deadline.ts'
 import { type MemoryStore, memoryStore } from './memory.ts'
 import { shardKey } from './store.ts'
 import { verified } from './verified.ts'
@@ -189,6 +190,17 @@ describe('a cache that fails', () => {
     await read(store)
     expect(calls).toHaveLength(3)
   })
+})
+
+test('what comes from it is digested once', async () => {
+  const digest = vi.spyOn(crypto.subtle, 'digest')
+  onTestFinished(() => digest.mockRestore())
+  const store = verified(withDeadline(open(cache())))
+  for (const tier of ['memory', 'cache', 'cache']) {
+    digest.mockClear()
+    expect(await read(store)).toBe(tier)
+    expect(digest).toHaveBeenCalledTimes(1)
+  }
 })
 
 test('where there is no origin, there is no cache', async () => {

@@ -117,6 +117,7 @@ export function cached(
     },
 
     manifest: (model, signal) => store.manifest(model, signal),
+    vouchesFor: (tier) => tier === 'cache' || (store.vouchesFor?.(tier) ?? false),
   }
 }
 

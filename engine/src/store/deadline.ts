@@ -29,6 +29,7 @@ export function withDeadline(store: ShardStore, answerMs = ANSWER_MS): ShardStor
     manifest(model, signal) {
       return within(answerMs, 'the manifest', signal, (either) => store.manifest(model, either))
     },
+    vouchesFor: (tier) => store.vouchesFor?.(tier) ?? false,
   }
 }
 

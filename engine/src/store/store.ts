@@ -41,6 +41,9 @@ export interface ShardStore {
    * @throws SparsedgeError `unknown_model`, `manifest_malformed` if it is too large, `store_unavailable`, `cancelled`
    */
   manifest(model: string, signal?: AbortSignal): Promise<Uint8Array>
+
+  /** Whether what comes from a tier has been held against its hashes already, so that nobody need digest it again. */
+  vouchesFor?(tier: Tier): boolean
 }
 
 /** Larger than any manifest is: some 100,000 experts. */

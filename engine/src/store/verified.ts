@@ -24,7 +24,7 @@ class VerifiedStore implements ShardStore {
   async #readOnce(hash: string, into: readonly Destination[], signal?: AbortSignal): Promise<Tier> {
     try {
       const tier = await this.#inner.read(hash, into, signal)
-      await verify(into, tier)
+      if (!this.#inner.vouchesFor?.(tier)) await verify(into, tier)
       return tier
     } catch (cause) {
       for (const { bytes } of into) bytes.fill(0)
