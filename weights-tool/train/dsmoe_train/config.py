@@ -123,9 +123,14 @@ class Upcycle(Strict):
     cluster_iterations: int = Field(default=8, ge=1)
     ridge: float = Field(default=1e-3, gt=0)
     gate_spread: float = Field(default=2.0, gt=0)
-    """Standard deviation of the scores at the start, in widths of the gate's ramp from 0 to 1."""
-    sensitivity: bool = True
-    """Measures what each layer costs alone and spreads the shares accordingly."""
+    """Standard deviation of the scores at the start: 2 suits a clamped linear gate (its ramp is 1 wide), 0.3 a softmax."""
+    sensitivity: tuple[float, ...] = (0.2, 0.35, 0.5, 0.65, 0.8, 1.0)
+    """Shares at which each layer's cost is measured alone, to spread the shares over layers; empty: all layers alike."""
+    sensitivity_sequences: int = Field(default=8, ge=1)
+    unit_order: str = ""
+    """A unit_order.npz of an earlier run with the same teacher and experts, to skip the clustering."""
+    narrow: int = Field(default=0, ge=0)
+    """The baseline that every routed student must beat: instead of experts, keep this many units with the largest output."""
 
 
 class Stages(Strict):

@@ -38,7 +38,7 @@ class Router(nn.Module):
     def __init__(self, hidden: int, experts: int, units: int):
         super().__init__()
         self.register_buffer("centre_D", torch.zeros(hidden))
-        self.hidden = nn.Linear(hidden, units, bias=False) if units else None
+        self.hidden = nn.Linear(hidden, units) if units else None
         self.weight = nn.Parameter(torch.empty(experts, units or hidden))
         self.bias = nn.Parameter(torch.zeros(experts))
 

@@ -38,6 +38,8 @@ class Routing(Strict):
             raise ValueError("gate = 'all' has no router, so neither top_k nor attention_experts can be set")
         if self.gate == "clamped_linear" and self.top_k:
             raise ValueError("a clamped linear gate selects by its own zeros; top_k belongs to the softmax gates")
+        if self.attention_experts > 1 and self.gate != "softmax":
+            raise ValueError("attention experts need a softmax gate")
         if self.gate == "softmax_renormalised" and not self.top_k:
             raise ValueError("a renormalised softmax needs top_k")
         if self.top_k > self.experts:

@@ -103,7 +103,7 @@ def steer_thresholds(gates: list[Gate], routed: list[Routed], level_B: Tensor, t
     """Moves every threshold a part `rate` of the way to its batch quantile, from the scores of all processes.
 
     The scores are those *before* the threshold, so the step does not depend on where the threshold is. A level that no
-    sequence trained at keeps its thresholds, and share 1 is exact and needs none.
+    sequence trained at (the paper trains at share 1 only) goes by the scores of all; share 1 is exact and needs none.
     """
     kind = gates[0].kind
     stride = max(1, routed[0].z_BTN.shape[1] // TOKENS_SAMPLED)
@@ -111,8 +111,10 @@ def steer_thresholds(gates: list[Gate], routed: list[Routed], level_B: Tensor, t
     level_B = gather(level_B)
     for level in range(target_LS.shape[1]):
         chosen_B = level_B == level
-        if (target_LS[:, level] == 1).all() or not chosen_B.any():
+        if (target_LS[:, level] == 1).all():
             continue
+        if not chosen_B.any():
+            chosen_B = torch.ones_like(chosen_B)
         z_LXN = z_BLXN[chosen_B].transpose(0, 1).flatten(1, 2)
         wanted_L = target_threshold(kind, z_LXN, target_LS[:, level].to(z_LXN.device))
         for gate, wanted in zip(gates, wanted_L, strict=True):

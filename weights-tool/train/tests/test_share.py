@@ -30,15 +30,20 @@ def test_the_control_reaches_every_share_in_every_layer(routing):
     assert (measured[:, 2] == 1).all()
 
 
-def test_a_level_without_sequences_keeps_its_thresholds():
+def test_a_level_without_sequences_goes_by_all_scores():
     model = tiny_model(CLAMPED, shares=SHARES, default_share=0.6)
-    before = [gate.threshold_S.clone() for gate in model.gates()]
-    level = torch.tensor([0, 0, 2])
-    output = model(tiny_ids(), level_B=level)
-    steer_thresholds(model.gates(), output.ffn, level, spread(SHARES, [1.0, 1.0]), rate=0.5)
-    for gate, was in zip(model.gates(), before, strict=True):
-        assert gate.threshold_S[0] != was[0]
-        assert torch.equal(gate.threshold_S[1:], was[1:])
+    target = spread(SHARES, [1.0, 1.0])
+    ids = tiny_ids(12, 32)
+    full = torch.full((12,), 2)
+    with torch.no_grad():
+        output = model(ids, level_B=full)
+        steer_thresholds(model.gates(), output.ffn, full, target, rate=1.0)
+        for gate, routed in zip(model.gates(), output.ffn, strict=True):
+            for level in (0, 1):
+                active = (routed.z_BTN + gate.threshold_S[level] > 0).float().mean()
+                assert active.item() == pytest.approx(SHARES[level], abs=0.01)
+    # Share 1 is exact and stays.
+    assert all(gate.threshold_S[2] == 1e4 for gate in model.gates())
 
 
 @pytest.mark.parametrize("weights", [[1.0, 1.0, 1.0], [2.0, 1.0, 1.0], [10.0, 1.0, 0.5]])
