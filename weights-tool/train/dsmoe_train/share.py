@@ -72,9 +72,20 @@ def allocate(cost_LS: np.ndarray, shares: tuple[float, ...], mean_share: float) 
                 if price <= budget + 1e-9 and rate > gain:
                     best, gain = (layer, higher, price), rate
         if best is None:
-            return [shares[level] for level in level_L]
+            return _top_up([shares[level] for level in level_L], mean_share)
         level_L[best[0]] = best[1]
         budget -= best[2]
+
+
+def _top_up(share_L: list[float], mean_share: float) -> list[float]:
+    """What the grid of shares left over goes evenly to the layers below 1."""
+    for _ in share_L:
+        open_ = sum(share < 1 for share in share_L)
+        left = mean_share * len(share_L) - sum(share_L)
+        if open_ == 0 or left <= 1e-9:
+            break
+        share_L = [min(1.0, share + left / open_) if share < 1 else share for share in share_L]
+    return share_L
 
 
 def target_threshold(kind: GateKind, z: Tensor, share: Tensor) -> Tensor:

@@ -1,9 +1,16 @@
+import json
 import os
+from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer, models
 
+from dsmoe_train.checkpoint import save_checkpoint
+from dsmoe_train.config import TrainConfig
+from dsmoe_train.data import ShardWriter, write_index
 from dsmoe_train.model import Model, initialise
 from dsmoe_train.model_config import ModelConfig, Routing
 
@@ -34,3 +41,83 @@ SOFTMAX = dict(experts=5, gate="softmax")
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
+
+
+def text_home(directory: Path) -> Path:
+    """A tokenizer of 96 one-letter tokens and a chat template, as they lie in a checkpoint directory."""
+    directory.mkdir(parents=True, exist_ok=True)
+    letters = [chr(33 + i) for i in range(94)]
+    tokenizer = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(letters)}, merges=[]))
+    tokenizer.add_special_tokens(["<s>", "</s>"])
+    tokenizer.save(str(directory / "tokenizer.json"))
+    (directory / "chat_template.jinja").write_text("{% for m in messages %}<s>{{ m.content }}</s>{% endfor %}")
+    return directory
+
+
+def token_shards(directory: Path, tokens: int = 20_000, seed: int = 0) -> Path:
+    """A second-order walk over 96 tokens: something to learn, in both splits."""
+    rng = np.random.default_rng(seed)
+    step = np.random.default_rng(99).integers(0, 96, (96, 4))
+    index = {}
+    for split, count in (("train", tokens), ("held_out", tokens // 4)):
+        ids = np.zeros(count, dtype=np.int64)
+        choice = rng.integers(0, 4, count)
+        for i in range(1, count):
+            ids[i] = step[ids[i - 1], choice[i]]
+        writer = ShardWriter(directory, split, 96, 2**14)
+        writer.add(ids)
+        index[split] = writer.close()
+    write_index(directory, 96, index, {})
+    return directory
+
+
+@pytest.fixture(scope="session")
+def world_of_files(tmp_path_factory) -> Path:
+    """shards/: tokens; teacher/: a dense checkpoint; text/: a tokenizer."""
+    home = tmp_path_factory.mktemp("files")
+    token_shards(home / "shards")
+    text_home(home / "text")
+    teacher = tiny_model(seed=7)
+    save_checkpoint(home / "teacher", teacher.config, teacher.state_dict(), home / "text")
+    return home
+
+
+def settings(home: Path, run: Path, kind: str, **changes) -> TrainConfig:
+    """A tiny run: `dense` and `dsmoe` from scratch, `upcycle` from the teacher. `changes` are "section.field": value."""
+    tree = {
+        "run": {"directory": str(run), "device": "cpu", "dtype": "float32", "compile": False, "log_every": 1},
+        "data": {"sources": [{"directory": str(home / "shards")}], "tokens": 32, "sequences": 8},
+        "stages": {"end_to_end": {"steps": 12, "lr": 3e-3, "router_lr": 1e-3, "embedding_lr": 3e-3, "warmup": 3}},
+    }
+    if kind == "upcycle":
+        tree |= {
+            "teacher": str(home / "teacher"),
+            "upcycle": {"sample_sequences": 8, "sensitivity_sequences": 2, "sensitivity": [0.25, 0.5, 1.0]},
+            "routing": CLAMPED,
+            "share": {"levels": [0.4, 0.7, 1.0], "weights": [2, 1, 1], "default": 0.7, "limited_fraction": 0.25},
+            "objectives": {"kl": 1.0, "residual": 0.3, "locality": 0.1, "locality_window": 8},
+        }
+        layerwise = {"steps": 8, "lr": 1e-3, "router_lr": 1e-3, "warmup": 2}
+        tree["stages"] = {
+            "layerwise": layerwise,
+            "end_to_end": {**tree["stages"]["end_to_end"], "lr": 1e-3, "embedding_lr": 1e-4, "quantise_from": 0.75},
+        }
+    else:
+        tree |= {"tokenizer": str(home / "text" / "tokenizer.json"), "objectives": {"lm": 1.0}, "model": dict(TINY)}
+    if kind == "dsmoe":
+        tree["routing"] = {**SOFTMAX, "router_units": 16, "attention_experts": 2}
+        tree["share"] = {"levels": [0.5, 1.0], "weights": [0, 1], "default": 0.5}
+        tree["objectives"] |= {
+            "mutual_information": 1e-2, "mutual_information_attention": 1e-3, "steer_mutual_information": True
+        }  # fmt: skip
+    for key, value in changes.items():
+        place = tree
+        *sections, field = key.split(".")
+        for section in sections:
+            place = place.setdefault(section, {})
+        place[field] = value
+    return TrainConfig.model_validate_json(json.dumps(tree))
+
+
+def log_lines(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]

@@ -59,7 +59,9 @@ def test_allocate_gives_to_the_layer_that_needs_it():
     shares = (0.25, 0.5, 1.0)
     cost = np.array([[1.0, 0.1, 0.0], [0.1, 0.05, 0.0], [0.1, 0.05, 0.0]])
     assert allocate(cost, shares, 0.25) == [0.25, 0.25, 0.25]
-    assert allocate(cost, shares, 1 / 3) == [0.5, 0.25, 0.25]
+    assert allocate(cost, shares, 1 / 3) == pytest.approx([0.5, 0.25, 0.25])
+    for mean in (0.3, 0.4, 0.55, 0.7, 0.95):  # whatever the grid leaves over is spent too
+        assert np.mean(allocate(cost, shares, mean)) == pytest.approx(mean)
     assert allocate(cost, shares, 1.0) == [1.0, 1.0, 1.0]
 
 
