@@ -29,14 +29,14 @@ def draw_levels(rng: np.random.Generator, sequences: int, weights: tuple[float, 
 
 
 def draw_available(
-    rng: np.random.Generator, layers: int, sequences: int, experts: int, fraction: float, least: float
+    rng: np.random.Generator, layers: int, sequences: int, experts: int, fraction: float, least: float, most: float = 1.0
 ) -> np.ndarray | None:
     """[L, B, N], true where a sequence may use an expert. `fraction` of the sequences see a part of each layer's experts,
-    between `least` and all of them. None if `fraction` is 0: every expert is there."""
+    between `least` and `most` of them. None if `fraction` is 0: every expert is there."""
     if fraction == 0:
         return None
     limited_B = rng.random(sequences) < fraction
-    part_B = np.where(limited_B, rng.uniform(least, 1, sequences), 1.0)
+    part_B = np.where(limited_B, rng.uniform(least, most, sequences), 1.0)
     count_B = np.ceil(part_B * experts)
     rank_LBN = rng.random((layers, sequences, experts)).argsort(-1).argsort(-1)
     return rank_LBN < count_B[:, None]

@@ -145,7 +145,9 @@ def test_two_processes_do_what_one_does(kind, fsdp, runs, runs_of_two):
         load_file(run / "checkpoint" / "model.safetensors") for run in (runs[kind], runs_of_two[kind, fsdp])
     )
     for name, tensor in whole.items():
-        assert (split[name] - tensor).norm() <= 0.02 * tensor.norm() + 1e-6, name
+        # Rounded to 4 bits at the end, a last bit of difference can be a whole step.
+        limit = 0.05 if kind == "upcycle" else 0.01
+        assert (split[name] - tensor).norm() <= limit * tensor.norm() + 1e-6, name
 
 
 @pytest.mark.parametrize(
