@@ -26,7 +26,11 @@ def make_parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=about, description=about)
         command.add_argument("settings", type=Path, help="a TOML file; docs/training.md explains its fields")
         command.add_argument(
-            "--set", action="append", default=[], metavar="SECTION.FIELD=VALUE", help="overrides one setting; repeatable"
+            "--set",
+            action="append",
+            default=[],
+            metavar="SECTION.FIELD=VALUE",
+            help="overrides one setting; repeatable",
         )
     return parser
 

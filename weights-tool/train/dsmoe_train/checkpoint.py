@@ -27,9 +27,7 @@ State = dict[str, Tensor]
 # ---- Writing --------------------------------------------------------------------------------------------------------
 
 
-def save_checkpoint(
-    directory: Path, config: ModelConfig, state: State, text_home: Path, *, quantised: bool = False
-) -> None:
+def save_checkpoint(directory: Path, config: ModelConfig, state: State, text_home: Path, *, quantised: bool = False) -> None:
     """
     state: the model's whole state_dict
     text_home: a directory with the tokenizer and the chat template
@@ -197,16 +195,16 @@ def _read_tensors(directory: Path) -> State:
         raise ConfigError(f"{directory} has no model.safetensors")
     for file in files:
         with safe_open(file, framework="pt") as opened:
-            tensors.update({name: opened.get_tensor(name).float() for name in opened.keys()})  # noqa: SIM118
+            tensors.update({name: opened.get_tensor(name).float() for name in list(opened.keys())})
     return tensors
 
 
 def from_json(fields: dict, directory: Path, has_frequencies: bool) -> ModelConfig:
     if fields["model_type"] not in ("llama", "ds_moe"):
-        raise ConfigError(f"{directory} is a {fields['model_type']} model: convert it with `weights-tool unpack` first")
+        raise ConfigError(f"{directory} is a {fields['model_type']} model: only Llama-shaped checkpoints can be trained on")
     scaled = fields.get("rope_scaling") or (fields.get("rope_parameters") or {}).get("rope_type", "default") != "default"
     if scaled and not has_frequencies:
-        raise ConfigError(f"{directory} scales its RoPE frequencies: convert it with `weights-tool unpack` first")
+        raise ConfigError(f"{directory} scales its RoPE frequencies: pack it, and train on what `weights-tool unpack` gives")
     heads = fields["num_attention_heads"]
     gate = fields.get("gate", {"kind": "all", "source": "own", "selection": {"by": "all"}})
     shares = tuple(sorted(float(share) for share in gate.get("offsets", {"1": []})))

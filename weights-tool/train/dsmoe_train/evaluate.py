@@ -1,5 +1,5 @@
-"""What a checkpoint is worth at every share it serves: perplexity and distance to its teacher on held-out text, zero-shot tasks,
-the active share it really takes (on text and while it writes), and how well its routing suits a cache.
+"""What a checkpoint is worth at every share it serves: perplexity and distance to its teacher on held-out text, zero-shot
+tasks, the active share it really takes (on text and while it writes), and how well its routing suits a cache.
 
 Results go to `output`: evaluation.json, table.md, curves as SVG. The share curve and the routing profile also go into the
 checkpoint's config.json, from where `weights-tool pack` takes them into the manifest.
@@ -104,9 +104,7 @@ def _held_out(directory: str, config: Evaluate, vocab: int) -> Tensor:
 
 
 @torch.no_grad()
-def on_text(
-    model: Model, teacher: Model | None, ids_BT: Tensor, level: int, config: Evaluate, on: list[Tensor] | None
-) -> dict:
+def on_text(model: Model, teacher: Model | None, ids_BT: Tensor, level: int, config: Evaluate, on: list[Tensor] | None) -> dict:
     """Perplexity, KL(teacher ‖ model), agreement on the likeliest token, and active share of every layer.
 
     on: receives which experts were routed, [L, B, T, N] per batch
@@ -121,9 +119,7 @@ def on_text(
         available = None
         if config.resident < 1 and model.gates():
             shape = (model.config.layers, len(part), model.config.routing.experts)
-            available = torch.from_numpy(
-                draw_available(rng, *shape, 1.0, config.resident, most=config.resident)
-            ).to(device)
+            available = torch.from_numpy(draw_available(rng, *shape, 1.0, config.resident, most=config.resident)).to(device)
         reference = None if teacher is None else teacher(ids, lambda *parts: parts).head
 
         def head(x_BTD: Tensor, head_VD: Tensor, reference=reference, target_X=target_X) -> None:
@@ -150,7 +146,10 @@ def on_text(
         result |= {"kl": sums["kl"] / tokens, "agreement": sums["agree"] / tokens}
     if on is not None:
         layer_share = torch.cat(on, 1).float().mean((1, 2, 3))
-        result |= {"active_share": layer_share.mean().item(), "layer_share": [round(s, 4) for s in layer_share.tolist()]}
+        result |= {
+            "active_share": layer_share.mean().item(),
+            "layer_share": [round(s, 4) for s in layer_share.tolist()],
+        }
         if model.config.routing.source == "own":
             result["next_layer"] = {"recall": float(both / routed_), "precision": float(both / max(guessed, 1))}
     return result
@@ -169,7 +168,7 @@ def chat_share(model: Model, home: Path, level: int) -> float | None:
     if template is None:
         return None
     tokenizer = load_tokenizer(str(home / "tokenizer.json"))
-    render = lambda q: template.render(messages=[{"role": "user", "content": q}], add_generation_prompt=True)  # noqa: E731
+    render = lambda q: template.render(messages=[{"role": "user", "content": q}], add_generation_prompt=True)
     prompts = [tokenizer.encode(render(question), add_special_tokens=False).ids for question in QUESTIONS]
     tokens = min(model.config.context, max(map(len, prompts)) + ANSWER_TOKENS)
     ids_BT = torch.from_numpy(write_greedily(model, prompts, tokens, level)).to(model.inv_freq.device)

@@ -102,7 +102,7 @@ class Writer:
         return (p_BV / noise_BV).argmax(-1)
 
     def _decode(self, token_B1: Tensor, length: int) -> tuple[Tensor, Tensor]:
-        """The model's forward for one token each, reading and extending the cache. Returns the last hidden state and the head."""
+        """The model's forward for one token each, reading and extending the cache; the last hidden state and the head."""
         model = self.model
         rope = self.cos_TE[self.position], self.sin_TE[self.position]
         visible_T = torch.arange(length, device=self.device) <= self.position

@@ -71,9 +71,7 @@ class Attention(nn.Module):
         routing = config.routing
         self.gate = None
         if routing.attention_experts > 1:
-            self.gate = Gate(
-                routing.gate, config.hidden, routing.attention_experts, routing.router_units, 0, config.shares
-            )
+            self.gate = Gate(routing.gate, config.hidden, routing.attention_experts, routing.router_units, 0, config.shares)
 
     def forward(self, h_BTD: Tensor, rope: tuple[Tensor, Tensor], level_B: Tensor) -> tuple[Tensor, Routed | None]:
         q_BHTE, k_BKTE, v_BKTE = (
@@ -174,9 +172,7 @@ class Block(nn.Module):
         self.mlp = FeedForward(config)
         self.gate = None
         if routing.gate != "all":
-            self.gate = Gate(
-                routing.gate, config.hidden, routing.experts, routing.router_units, routing.top_k, config.shares
-            )
+            self.gate = Gate(routing.gate, config.hidden, routing.experts, routing.router_units, routing.top_k, config.shares)
 
     def forward(
         self,

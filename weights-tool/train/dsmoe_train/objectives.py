@@ -68,9 +68,7 @@ class _ChunkedHead(torch.autograd.Function):
         for rows in torch.arange(len(x_XD)).split(chunk):
             rows = slice(int(rows[0]), int(rows[-1]) + 1)
             teacher = None if teacher_XD is None else F.linear(teacher_XD[rows], teacher_VD)
-            chunk_lm, chunk_kl, gradient = chunk_loss(
-                F.linear(x_XD[rows], head), target_X[rows], teacher, lm_weight, kl_weight
-            )
+            chunk_lm, chunk_kl, gradient = chunk_loss(F.linear(x_XD[rows], head), target_X[rows], teacher, lm_weight, kl_weight)
             lm, kl = lm + chunk_lm, kl + chunk_kl
             gradient = gradient.to(x_XD.dtype)
             x_gradient[rows] = gradient @ head

@@ -4,12 +4,12 @@ import json
 from pathlib import Path
 
 import matplotlib
-
-matplotlib.use("svg")
-matplotlib.rcParams["svg.hashsalt"] = "dsmoe"  # the same data gives the same file
 import matplotlib.pyplot as plt
 import numpy as np
 from torch import Tensor
+
+matplotlib.use("svg")
+matplotlib.rcParams["svg.hashsalt"] = "dsmoe"  # the same data gives the same file
 
 LOSSES = ("loss", "lm", "kl", "residual", "ffn_error", "mutual_information", "switch", "locality")
 

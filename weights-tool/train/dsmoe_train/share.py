@@ -29,7 +29,13 @@ def draw_levels(rng: np.random.Generator, sequences: int, weights: tuple[float, 
 
 
 def draw_available(
-    rng: np.random.Generator, layers: int, sequences: int, experts: int, fraction: float, least: float, most: float = 1.0
+    rng: np.random.Generator,
+    layers: int,
+    sequences: int,
+    experts: int,
+    fraction: float,
+    least: float,
+    most: float = 1.0,
 ) -> np.ndarray | None:
     """[L, B, N], true where a sequence may use an expert. `fraction` of the sequences see a part of each layer's experts,
     between `least` and `most` of them. None if `fraction` is 0: every expert is there."""

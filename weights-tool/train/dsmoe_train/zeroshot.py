@@ -140,9 +140,7 @@ def average(right: dict[str, np.ndarray]) -> float:
     return float(np.mean([task.mean() for task in right.values()]))
 
 
-def paired_bootstrap(
-    ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray], seed: int
-) -> dict[str, tuple[float, float]]:
+def paired_bootstrap(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray], seed: int) -> dict[str, tuple[float, float]]:
     """95 % intervals, over resampled items, of our average, and of our average as a part of theirs."""
     rng = np.random.default_rng(seed)
     mean_ours, mean_theirs = np.zeros(RESAMPLES), np.zeros(RESAMPLES)
@@ -151,5 +149,5 @@ def paired_bootstrap(
             chosen = rng.integers(0, len(right), len(right))
             mean_ours[i] += right[chosen].mean() / len(ours)
             mean_theirs[i] += theirs[task][chosen].mean() / len(ours)
-    interval = lambda x: tuple(float(v) for v in np.percentile(x, [2.5, 97.5]))  # noqa: E731
+    interval = lambda x: tuple(float(v) for v in np.percentile(x, [2.5, 97.5]))
     return {"average": interval(mean_ours), "of_teacher": interval(mean_ours / np.maximum(mean_theirs, 1e-9))}

@@ -42,8 +42,10 @@ def trained(routing, changes) -> Model:
     for gate in [*model.gates(), *model.attention_gates()]:
         gate.router.centre_D.normal_(0, 0.1)
         gate.router.bias.data.normal_()
+    below_one = len(model.config.shares) - 1
     for gate in model.gates():
-        gate.threshold_S[: len(model.config.shares) - 1] = torch.tensor([-0.1, 0.2] if gate.kind == "clamped_linear" else [1.1, 0.8])[: len(model.config.shares) - 1]  # fmt: skip
+        thresholds = [-0.1, 0.2] if gate.kind == "clamped_linear" else [1.1, 0.8]
+        gate.threshold_S[:below_one] = torch.tensor(thresholds)[:below_one]
     return model
 
 
@@ -185,5 +187,3 @@ def test_a_missing_tensor_is_named(tmp_path):
     save_file({"x": torch.zeros(1)}, home / "model.safetensors")
     with pytest.raises(ConfigError, match=r"no tensor model\.embed_tokens\.weight"):
         load_checkpoint(home)
-
-

@@ -39,9 +39,7 @@ def shards(directory, splits, vocab=1000, shard_tokens=1024):
 
 def read_all(directory, split="train"):
     index = json.loads((directory / "index.json").read_text())
-    return np.concatenate(
-        [np.fromfile(directory / s["file"], dtype=index["dtype"]) for s in index["splits"][split]] or [[]]
-    )
+    return np.concatenate([np.fromfile(directory / s["file"], dtype=index["dtype"]) for s in index["splits"][split]] or [[]])
 
 
 def test_sequences_cover_every_token_once_and_cross_shards(tmp_path):
@@ -55,7 +53,7 @@ def test_sequences_cover_every_token_once_and_cross_shards(tmp_path):
 
 def test_the_order_depends_on_the_seed_and_changes_every_epoch(tmp_path):
     home = shards(tmp_path, {"train": [np.arange(1000)]})
-    make = lambda seed: TokenStream((Source(directory=home),), "train", 10, 1000, seed)  # noqa: E731
+    make = lambda seed: TokenStream((Source(directory=home),), "train", 10, 1000, seed)
     stream = make(3)
     first, second = stream.next(99), stream.next(99)
     assert np.array_equal(first, make(3).next(99))
@@ -66,8 +64,7 @@ def test_the_order_depends_on_the_seed_and_changes_every_epoch(tmp_path):
 
 def test_a_stream_goes_on_where_it_was(tmp_path):
     sources = tuple(
-        Source(directory=shards(tmp_path / str(i), {"train": [np.arange(50 + i)]}), weight=w)
-        for i, w in enumerate([1.0, 3.0])
+        Source(directory=shards(tmp_path / str(i), {"train": [np.arange(50 + i)]}), weight=w) for i, w in enumerate([1.0, 3.0])
     )
     stream = TokenStream(sources, "train", 5, 1000, seed=1)
     for _ in range(7):

@@ -73,7 +73,7 @@ def test_writing_with_a_cache_is_reading_the_whole(routing):
 def test_sampling_follows_temperature_and_min_p():
     model = tiny_model()
     writer = Writer(model, 4000, 2, 0, seed=1)
-    draw = lambda t, m: writer.write([[3]] * 4000, np.full(4000, t, np.float32), np.full(4000, m, np.float32))[:, 1]  # noqa: E731
+    draw = lambda t, m: writer.write([[3]] * 4000, np.full(4000, t, np.float32), np.full(4000, m, np.float32))[:, 1]
     with torch.no_grad():
         p = model(torch.tensor([[3]])).head[0, 0].softmax(-1)
     observed = torch.from_numpy(np.bincount(draw(1.0, 0.0), minlength=96) / 4000)

@@ -136,11 +136,7 @@ def test_matmul_parameters_of_the_paper_shapes():
     changes = dict(vocab=1, hidden=2048, layers=24, heads=32, kv_heads=2, head_dim=64, ffn_units=8192, ffn="gelu")
     with torch.device("meta"):
         dense = Model(tiny_config(**changes))
-        moe = Model(
-            tiny_config(
-                dict(experts=32, gate="softmax", router_units=512, attention_experts=16), **changes
-            )
-        )
+        moe = Model(tiny_config(dict(experts=32, gate="softmax", router_units=512, attention_experts=16), **changes))
     assert matmul_parameters(dense) / 1e6 == pytest.approx(1017, rel=0.0025)
     assert matmul_parameters(moe) / 1e6 == pytest.approx(1067, rel=0.0035)
 

@@ -47,7 +47,7 @@ def test_the_chunked_head_is_the_plain_loss(chunk, lm_weight, kl_weight):
 def test_the_chunked_head_passes_gradcheck():
     target = torch.randint(V, (B, T))
     teacher = Teacher(torch.randn(B, T, D, dtype=torch.float64), torch.randn(V, D, dtype=torch.float64))
-    loss = lambda x, head: head_loss(x, head, target, teacher, lm_weight=0.4, kl_weight=0.6, chunk=5).loss  # noqa: E731
+    loss = lambda x, head: head_loss(x, head, target, teacher, lm_weight=0.4, kl_weight=0.6, chunk=5).loss
     assert torch.autograd.gradcheck(loss, (double(B, T, D), double(V, D)))
 
 
@@ -60,9 +60,7 @@ def test_a_teacher_that_agrees_costs_nothing():
 
 def test_half_precision_gradients_are_close():
     x, head, target = torch.randn(B, T, 32), torch.randn(V, 32), torch.randint(V, (B, T))
-    exact = torch.autograd.functional.jacobian(
-        lambda x: head_loss(x, head, target, lm_weight=1.0, kl_weight=0.0).loss, x
-    )
+    exact = torch.autograd.functional.jacobian(lambda x: head_loss(x, head, target, lm_weight=1.0, kl_weight=0.0).loss, x)
     half = x.bfloat16().requires_grad_()
     head_loss(half, head, target, lm_weight=1.0, kl_weight=0.0).loss.backward()
     assert half.grad.dtype == torch.bfloat16
@@ -127,7 +125,10 @@ def test_windowed_entropy_rewards_neighbours_that_share_experts():
 
 
 def test_the_residual_error_is_its_definition():
-    student, teacher = [torch.randn(B, T, D, requires_grad=True) for _ in range(3)], [torch.randn(B, T, D) for _ in range(3)]
+    student, teacher = (
+        [torch.randn(B, T, D, requires_grad=True) for _ in range(3)],
+        [torch.randn(B, T, D) for _ in range(3)],
+    )
     plain = sum(
         ((s[b, t] - x[b, t]).norm() ** 2 / (x[b, t].norm() ** 2 + 1e-6)).clamp(max=10)
         for s, x in zip(student, teacher, strict=True)

@@ -84,13 +84,13 @@ class StopAfter:
 def test_a_stopped_run_goes_on_bit_for_bit(kind, stops, runs, world_of_files, tmp_path, monkeypatch):
     """Stops within both stages and within the quantisation-aware tail."""
     for steps in stops:
-        monkeypatch.setattr(Stopwatch, "should_stop", lambda self, stop=StopAfter(steps): stop())
+        monkeypatch.setattr(Stopwatch, "should_stop", StopAfter(steps).__call__)
         assert train(settings(world_of_files, tmp_path / "run", kind)) is None
     monkeypatch.undo()
     train(settings(world_of_files, tmp_path / "run", kind))
     whole, resumed = (load_file(run / "checkpoint" / "model.safetensors") for run in (runs[kind], tmp_path / "run"))
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
-    strip = lambda line: {k: v for k, v in line.items() if k != "tokens_per_second"}  # noqa: E731
+    strip = lambda line: {k: v for k, v in line.items() if k != "tokens_per_second"}
     assert [strip(line) for line in log_lines(runs[kind])] == [strip(line) for line in log_lines(tmp_path / "run")]
 
 
@@ -141,9 +141,7 @@ def test_two_processes_do_what_one_does(kind, fsdp, runs, runs_of_two):
         assert b["loss"] == pytest.approx(a["loss"], rel=2e-3)
         for name in (name for name in a if name.startswith("share_")):
             assert b[name] == pytest.approx(a[name], abs=0.01)
-    whole, split = (
-        load_file(run / "checkpoint" / "model.safetensors") for run in (runs[kind], runs_of_two[kind, fsdp])
-    )
+    whole, split = (load_file(run / "checkpoint" / "model.safetensors") for run in (runs[kind], runs_of_two[kind, fsdp]))
     for name, tensor in whole.items():
         # Rounded to 4 bits at the end, a last bit of difference can be a whole step.
         limit = 0.05 if kind == "upcycle" else 0.01

@@ -1,6 +1,6 @@
 """Writes q4.json: a small matrix, and what the packer makes of it and of the same matrix rounded by the trainer.
 
-    python tests/goldens/q4.py        needs Node 24 and the repository's npm workspaces
+python tests/goldens/q4.py        needs Node 24 and the repository's npm workspaces
 """
 
 import json
