@@ -1,10 +1,11 @@
 import json
+from pathlib import Path
 
 import pytest
 from conftest import settings
 
 from dsmoe_train.__main__ import COMMANDS, main, make_parser
-from dsmoe_train.config import ConfigError, Prepare, TrainConfig, load_config, show
+from dsmoe_train.config import ConfigError, Evaluate, Generate, Prepare, TrainConfig, load_config, show
 
 FLAGS = """\
 train SETTINGS --set SECTION.FIELD=VALUE
@@ -93,3 +94,27 @@ def test_all_settings_are_shown(file):
     lines = show(load_config(TrainConfig, file, [])).splitlines()
     assert 'run.dtype = "float32"' in lines and "objectives.locality_window = 64" in lines
     assert len(lines) > 60
+
+
+KINDS = {
+    "teacher-text": Generate, "docs-text": Prepare, "release": TrainConfig, "narrowed": TrainConfig,
+    "scratch": TrainConfig, "evaluation": Evaluate,
+}  # fmt: skip
+
+
+def test_the_settings_that_ship_are_valid():
+    home = Path(__file__).parents[1] / "configs"
+    assert {path.stem for path in home.glob("*.toml")} == set(KINDS)
+    for name, kind in KINDS.items():
+        load_config(kind, home / f"{name}.toml", [])
+
+
+def test_the_baselines_of_the_scratch_run_are_valid():
+    path = Path(__file__).parents[1] / "configs" / "scratch.toml"
+    dense = [word for word in path.read_text().split() if "=" in word and "." in word.split("=")[0]]
+    overrides = [word.rstrip(",") for word in dense if word.startswith(("routing.", "objectives.", "share."))]
+    only_dense = [o for o in overrides if o not in ("routing.gate=softmax", "routing.experts=32", "routing.top_k=13")]
+    assert len(only_dense) == 10
+    load_config(TrainConfig, path, [o for o in only_dense if "switch" not in o])
+    smoe = load_config(TrainConfig, path, [*only_dense, "routing.gate=softmax", "routing.experts=32", "routing.top_k=13"])
+    assert smoe.objectives.switch == 0.01
