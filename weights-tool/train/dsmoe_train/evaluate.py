@@ -143,7 +143,7 @@ def on_text(model: Model, teacher: Model | None, ids_BT: Tensor, level: int, con
                 both, guessed, routed_ = both + (guess & real).sum(), guessed + guess.sum(), routed_ + real.sum()
     result = {"perplexity": math.exp(sums["nll"] / tokens), "tokens": tokens}
     if teacher is not None:
-        result |= {"kl": sums["kl"] / tokens, "agreement": sums["agree"] / tokens}
+        result |= {"kl": max(0.0, sums["kl"] / tokens), "agreement": sums["agree"] / tokens}
     if on is not None:
         layer_share = torch.cat(on, 1).float().mean((1, 2, 3))
         result |= {
