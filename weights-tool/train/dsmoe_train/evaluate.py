@@ -137,7 +137,7 @@ def on_text(model: Model, teacher: Model | None, ids_BT: Tensor, level: int, con
         output = model(ids, head, level_B=level_B, available_LBN=available, keep=True)
         tokens += target_X.numel()
         if on is not None:
-            on.append(torch.stack([routed.g_BTN > 0 for routed in output.ffn]).cpu())
+            on.append(torch.stack([routed.g_BTN > 0 for routed in output.ffn]))
             if model.config.routing.source == "own":
                 guess, real = _next_layer_guess(model, output.ffn_input, level_B, output.ffn)
                 both, guessed, routed_ = both + (guess & real).sum(), guessed + guess.sum(), routed_ + real.sum()

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from .checkpoint import load_checkpoint
 from .config import ConfigError, Generate
 from .data import ShardWriter, write_index
-from .model import Model, rotate
+from .model import Linear, Model, rotate
 from .prepare import load_tokenizer
 
 LENGTHS = 4
@@ -130,10 +130,11 @@ class Writer:
         self.key_LBKTE[layer].index_copy_(2, self.position, rotate(k_BK1E, *rope))
         self.value_LBKTE[layer].index_copy_(2, self.position, v_BK1E.contiguous())
         keys, values = (cache[layer][:, :, : len(visible_T)] for cache in (self.key_LBKTE, self.value_LBKTE))
-        o_BH1E = F.scaled_dot_product_attention(
-            rotate(q_BH1E, *rope), keys, values, attn_mask=visible_T[None, None, None], enable_gqa=True
-        )
-        o_B1HE = o_BH1E.transpose(1, 2)
+        # One token each, so the query heads of a key/value head can stand in for its tokens. (Told of the groups instead, and
+        # with a mask, CUDA has only its slowest kernel, which copies the cache for every query head.)
+        q_BKGE = rotate(q_BH1E, *rope).reshape(len(q_BH1E), attention.kv_heads, -1, attention.head_dim)
+        o_BKGE = F.scaled_dot_product_attention(q_BKGE, keys, values, attn_mask=visible_T[None, None, None])
+        o_B1HE = o_BKGE.flatten(1, 2)[:, None]
         if attention.gate is not None:
             g_B1N = attention.gate(h_B1D, self.level_B).g_BTN
             o_B1HE = o_B1HE * g_B1N.to(o_B1HE.dtype).repeat(1, 1, attention.kv_heads)[..., None]
@@ -184,12 +185,10 @@ def generate(config: Generate) -> dict[str, int]:
 
 
 def _in_half(model: Model, dtype: torch.dtype) -> Model:
-    """Weights in the activations' type, once: a step would otherwise convert them all. Norms and gates stay float32."""
-    for parameter in model.parameters():
-        if parameter.ndim == 2 and parameter.shape[0] >= 16:
-            parameter.data = parameter.data.to(dtype)
-    for gate in model.gates() + model.attention_gates():
-        gate.float()
+    """Matrices in the activations' type, once: a step would otherwise convert them all. Norms and gates stay float32."""
+    for module in model.modules():
+        if isinstance(module, (Linear, torch.nn.Embedding)):
+            module.weight.data = module.weight.data.to(dtype)
     return model
 
 

@@ -14,6 +14,8 @@ from torch import Tensor
 from .distributed import global_mean
 
 TINY = 1e-8
+IDLE = 0.1
+"""Windows in which less than a tenth of an expert is active say nothing of locality, and their gradient has no bound."""
 
 # ---- Losses on the last hidden state --------------------------------------------------------------------------------
 
@@ -141,8 +143,10 @@ def windowed_entropy(g_BTN: Tensor, window: int) -> Tensor:
     """Locality: the entropy of the mean gate over `window` consecutive tokens. Low when neighbouring tokens share experts,
     which small caches reward; the share control keeps it from being low by using fewer."""
     u_BWN = g_BTN.unflatten(1, (-1, window)).mean(2)
-    q_BWN = u_BWN / u_BWN.sum(-1, keepdim=True).clamp(min=TINY)
-    return -(q_BWN * q_BWN.clamp(min=TINY).log()).sum(-1).mean()
+    active_BW1 = u_BWN.sum(-1, keepdim=True)
+    q_BWN = u_BWN / active_BW1.clamp(min=IDLE)
+    entropy_BW = -(q_BWN * q_BWN.clamp(min=TINY).log()).sum(-1)
+    return torch.where(active_BW1[..., 0] > IDLE, entropy_BW, 0.0).mean()
 
 
 # ---- Loss on the residual stream ------------------------------------------------------------------------------------
@@ -155,6 +159,6 @@ def relative_error(student_BTD: Tensor, teacher_BTD: Tensor, limit: float = 10.0
     return (error_BT / (teacher.square().sum(-1) + 1e-6)).clamp(max=limit).mean()
 
 
-def residual_error(student: list[Tensor], teacher: list[Tensor]) -> Tensor:
-    """Mean over layers of the relative error of the residual stream."""
-    return torch.stack([relative_error(s, t) for s, t in zip(student, teacher, strict=True)]).mean()
+def residual_error(student: list[Tensor], teacher: list[Tensor], error: Callable = relative_error) -> Tensor:
+    """Mean over layers of the relative error of the residual stream. error: `relative_error`, possibly compiled."""
+    return torch.stack([error(s, t) for s, t in zip(student, teacher, strict=True)]).mean()

@@ -51,7 +51,7 @@ class EndToEnd(nn.Module):
         # Not submodules: a wrapper must neither synchronise nor shard them.
         self._outside = (teacher, alpha)
         self.objectives = objectives
-        self.chunk_loss = head_chunk
+        self.chunk_loss, self.relative_error = head_chunk, relative_error
 
     @property
     def teacher(self) -> Model | None:
@@ -79,7 +79,7 @@ class EndToEnd(nn.Module):
         if weights.kl:
             parts["kl"] = output.head.kl
         if weights.residual:
-            parts["residual"] = residual_error(output.residual, teacher_residual)
+            parts["residual"] = residual_error(output.residual, teacher_residual, self.relative_error)
             loss = loss + weights.residual * (1 - progress if weights.residual_fades else 1) * parts["residual"]
         loss = loss + self._routing_losses(output.ffn, output.attention, parts)
         return StepOutput(loss, {name: value.detach() for name, value in parts.items()}, output.ffn)

@@ -64,6 +64,7 @@ def train(config: TrainConfig) -> Path | None:
 
 def train_in(world: World, config: TrainConfig) -> Path | None:
     """The same, in a world that is already joined."""
+    stopwatch = Stopwatch(config)
     directory = Path(config.run.directory)
     torch.manual_seed(config.run.seed)
     torch.set_float32_matmul_precision("high")
@@ -85,7 +86,6 @@ def train_in(world: World, config: TrainConfig) -> Path | None:
         restore_generators(snapshot.rng, world.device)
 
     log = Log(config.run, world.is_first)
-    stopwatch = Stopwatch(config)
     for name in STAGES:
         stage: Stage | None = getattr(config.stages, name)
         if stage is None or (snapshot and STAGES.index(name) < STAGES.index(snapshot.stage)):
@@ -155,7 +155,7 @@ def _rebuilt(student: Student, state: dict, config: TrainConfig, world: World) -
 
 
 class Stopwatch:
-    """When to save and when to stop."""
+    """When to save and when to stop, by the time since the run began: a start that upcycles takes a minute, and counts."""
 
     def __init__(self, config: TrainConfig):
         self.started = self.saved = time.monotonic()

@@ -124,6 +124,15 @@ def test_windowed_entropy_rewards_neighbours_that_share_experts():
     assert windowed_entropy(different, 2).item() == pytest.approx(math.log(4))
 
 
+def test_an_idle_window_does_not_drown_the_others():
+    """All experts off, as happens at low shares on degenerate text."""
+    g = torch.zeros(1, 2 * T, N)
+    g[:, :T] = torch.rand(1, T, N)
+    g.requires_grad_()
+    (gradient,) = torch.autograd.grad(windowed_entropy(g, T), g)
+    assert gradient[:, :T].abs().max() > 0 and (gradient[:, T:] == 0).all()
+
+
 def test_the_residual_error_is_its_definition():
     student, teacher = (
         [torch.randn(B, T, D, requires_grad=True) for _ in range(3)],

@@ -1,3 +1,4 @@
+import functools
 import json
 import os
 import subprocess
@@ -16,6 +17,9 @@ from dsmoe_train.trainer import Stopwatch, train
 
 GOLDEN = Path(__file__).parent / "goldens" / "losses.json"
 KINDS = ("dense", "dsmoe", "upcycle")
+SETTLED, ROUNDED = 1e-3, 1e-2
+"""How closely the losses of two runs agree that add in another order; in the quantised tail a last bit can be a step of the
+4-bit grid."""
 
 
 @pytest.fixture(scope="session")
@@ -36,7 +40,14 @@ def test_losses_are_those_they_were(kind, runs):
     if os.environ.get("UPDATE_GOLDENS"):
         GOLDEN.write_text(json.dumps({**goldens, kind: curve}, indent=1) + "\n")
     else:
-        assert curve == pytest.approx(goldens[kind], rel=2e-3)
+        assert_curves_agree(kind, curve, goldens[kind])
+
+
+def assert_curves_agree(kind: str, curve: list[float], expected: list[float]) -> None:
+    settled = len(expected) - 3 if kind == "upcycle" else len(expected)  # quantise_from = 0.75 of 12 steps
+    assert len(curve) == len(expected)
+    assert curve[:settled] == pytest.approx(expected[:settled], rel=SETTLED)
+    assert curve[settled:] == pytest.approx(expected[settled:], rel=ROUNDED)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -69,6 +80,16 @@ def test_an_upcycled_model_at_share_one_is_near_its_teacher(runs, world_of_files
         full = student(ids, level_B=torch.full((3,), 2)).head.log_softmax(-1)
         dense = teacher(ids).head.log_softmax(-1)
     assert (dense.exp() * (dense - full)).sum(-1).mean() < 0.05
+
+
+def test_a_compiled_run_is_the_same_run_in_few_graphs(runs, world_of_files, tmp_path, monkeypatch):
+    """Traced as on a GPU, executed without code generation: what is traced once serves all layers."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    train(settings(world_of_files, tmp_path, "upcycle", **{"run.compile": True}))
+    assert_curves_agree("upcycle", *([line["loss"] for line in log_lines(run)] for run in (tmp_path, runs["upcycle"])))
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 10 and not torch._dynamo.utils.counters["graph_break"]
 
 
 class StopAfter:
@@ -136,9 +157,8 @@ def runs_of_two(world_of_files, tmp_path_factory) -> dict[tuple[str, bool], Path
 def test_two_processes_do_what_one_does(kind, fsdp, runs, runs_of_two):
     """At the same global batch."""
     one, two = log_lines(runs[kind]), log_lines(runs_of_two[kind, fsdp])
-    assert len(one) == len(two)
+    assert_curves_agree(kind, [line["loss"] for line in two], [line["loss"] for line in one])
     for a, b in zip(one, two, strict=True):
-        assert b["loss"] == pytest.approx(a["loss"], rel=2e-3)
         for name in (name for name in a if name.startswith("share_")):
             assert b[name] == pytest.approx(a[name], abs=0.01)
     whole, split = (load_file(run / "checkpoint" / "model.safetensors") for run in (runs[kind], runs_of_two[kind, fsdp]))
