@@ -1,6 +1,5 @@
-"""The command line: `python -m dsmoe_train COMMAND settings.toml [--set section.field=value ...]`.
-
-Several GPUs: `torchrun --nproc-per-node N -m dsmoe_train train settings.toml`. Errors go to stderr with exit code 1.
+"""The command line behind `weights-tool train` and its siblings: `python -m dsmoe_train COMMAND settings.toml [--set
+section.field=value ...]`. Errors go to stderr with exit code 1.
 """
 
 import argparse
@@ -44,27 +43,29 @@ def main() -> None:
 
 
 def _run(command: str, settings: Path, overrides: list[str]) -> None:
-    # Imported late: `data` needs no torch, `train` no matplotlib at its start.
+    # Imported when the settings are known to be good: PyTorch takes seconds.
     if command in ("train", "upcycle"):
-        from .trainer import train
-
         config = load_config(TrainConfig, settings, overrides)
         if (command == "upcycle") != (config.upcycle is not None):
             raise ConfigError(f"{settings}: `upcycle` wants a section [upcycle], `train` a section [model]")
-        checkpoint = train(config)
-        print(checkpoint or "stopped: run the same command again to go on", flush=True)
+        from .trainer import train
+
+        print(train(config) or "stopped: run the same command again to go on", flush=True)
     elif command == "data":
+        config = load_config(Prepare, settings, overrides)
         from .prepare import prepare
 
-        print(json.dumps(prepare(load_config(Prepare, settings, overrides))))
+        print(json.dumps(prepare(config)))
     elif command == "generate":
+        config = load_config(Generate, settings, overrides)
         from .generate import generate
 
-        print(json.dumps(generate(load_config(Generate, settings, overrides))))
+        print(json.dumps(generate(config)))
     else:
+        config = load_config(Evaluate, settings, overrides)
         from .evaluate import evaluate
 
-        print(evaluate(load_config(Evaluate, settings, overrides)))
+        print(evaluate(config))
 
 
 if __name__ == "__main__":

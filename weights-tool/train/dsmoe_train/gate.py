@@ -31,8 +31,7 @@ class Routed(NamedTuple):
 class Router(nn.Module):
     """z = W (x - centre) + b - mean(b), float32; with `units`, W acts on GELU(V (x - centre)).
 
-    The mean of the bias is taken out because the threshold owns it: a loss always wants more experts, and without a common
-    mode to push it cannot work against the share control. Softmax does not see the difference.
+    The mean of the bias is the threshold's. Softmax does not see the difference.
     """
 
     def __init__(self, hidden: int, experts: int, units: int):
@@ -73,6 +72,7 @@ class Gate(nn.Module):
         z_BTN = self.router(source_BTD)
         threshold_B11 = self.threshold_S[level_B][:, None, None]
         if self.kind == "clamped_linear":
+            z_BTN = without_common_push(z_BTN)
             g_BTN = clamp_straight_through(z_BTN + threshold_B11)
         else:
             g_BTN = self._softmax(z_BTN, threshold_B11)
@@ -91,6 +91,17 @@ class Gate(nn.Module):
         if self.kind == "softmax_renormalised":
             return p_BTN / p_BTN.sum(-1, keepdim=True)
         return experts * p_BTN
+
+
+def without_common_push(z_BTN: Tensor) -> Tensor:
+    """The scores, with the mean of their gradient taken out of each sequence.
+
+    A loss always wants more experts and pushes all scores up; the threshold takes that back in the next step. Left in, the
+    push goes on for ever, through the router and through the hidden states that it reads, and wrecks the model on its way
+    (docs/findings.md). By sequence, so that it is the same on any number of processes.
+    """
+    mean_B11 = z_BTN.mean((1, 2), keepdim=True)
+    return z_BTN - (mean_B11 - mean_B11.detach())
 
 
 def clamp_straight_through(z: Tensor) -> Tensor:

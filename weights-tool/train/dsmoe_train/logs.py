@@ -23,7 +23,7 @@ class Log:
                 try:
                     from torch.utils.tensorboard import SummaryWriter
                 except ImportError as error:
-                    raise ConfigError("run.tensorboard needs tensorboard: pip install 'dsmoe-train[tensorboard]'") from error
+                    raise ConfigError("run.tensorboard needs the package tensorboard") from error
                 self.board = SummaryWriter(run.directory)
         self.bar: tqdm | None = None
 

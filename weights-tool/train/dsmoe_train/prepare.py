@@ -127,7 +127,7 @@ def _read_parquet(file: Path) -> Iterator[dict]:
     try:
         import pyarrow.parquet
     except ImportError as error:
-        raise ConfigError(f"{file}: reading .parquet needs pyarrow: pip install 'dsmoe-train[parquet]'") from error
+        raise ConfigError(f"{file}: reading .parquet needs the package pyarrow") from error
     table = pyarrow.parquet.ParquetFile(file)
     columns = [name for name in ("text", "messages") if name in table.schema_arrow.names]
     for batch in table.iter_batches(batch_size=1024, columns=columns):

@@ -6,7 +6,9 @@ A run makes (or resumes) a student, trains it in one or two stages, and writes, 
     snapshot.pt    where to resume        checkpoint/ what `weights-tool pack` takes
 """
 
+import signal
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -92,7 +94,8 @@ def train_in(world: World, config: TrainConfig) -> Path | None:
             continue
         resumed = snapshot if snapshot and snapshot.stage == name else None
         runner = StageRunner(config, name, stage, student, teacher, stream, world, log, stopwatch)
-        state = runner.run(resumed)
+        with stopwatch.listening():
+            state = runner.run(resumed)
         if state is None:
             return None
         student = _rebuilt(student, state, config, world)
@@ -160,16 +163,30 @@ class Stopwatch:
     def __init__(self, config: TrainConfig):
         self.started = self.saved = time.monotonic()
         self.run = config.run
+        self.asked = False
 
     def should_stop(self) -> bool:
         limit = self.run.stop_after_minutes
-        return limit > 0 and time.monotonic() - self.started > 60 * limit
+        return self.asked or (limit > 0 and time.monotonic() - self.started > 60 * limit)
 
     def should_save(self) -> bool:
         if time.monotonic() - self.saved < 60 * self.run.snapshot_minutes:
             return False
         self.saved = time.monotonic()
         return True
+
+    @contextmanager
+    def listening(self):
+        """Ctrl-C and a scheduler's SIGTERM then mean: finish the step, save, stop."""
+        before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _ask(self, *_) -> None:
+        self.asked = True
 
 
 # ---- A stage --------------------------------------------------------------------------------------------------------

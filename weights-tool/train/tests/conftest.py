@@ -1,5 +1,6 @@
 import json
 import os
+import subprocess
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -13,10 +14,11 @@ from dsmoe_train.config import TrainConfig
 from dsmoe_train.data import ShardWriter, write_index
 from dsmoe_train.model import Model, initialise
 from dsmoe_train.model_config import ModelConfig, Routing
+from dsmoe_train.trainer import train
 
 torch.set_num_threads(1)
 
-TINY = dict(vocab=96, hidden=32, layers=2, heads=4, kv_heads=2, head_dim=8, ffn_units=160, context=64)
+TINY = dict(vocab=96, hidden=32, layers=2, heads=4, kv_heads=2, head_dim=16, ffn_units=160, context=64)
 
 
 def tiny_config(routing: dict | None = None, **changes) -> ModelConfig:
@@ -36,6 +38,7 @@ def tiny_ids(sequences: int = 3, tokens: int = 16, seed: int = 1, vocab: int = 9
 
 CLAMPED = dict(experts=4, shared_units=32, gate="clamped_linear", source="previous")
 SOFTMAX = dict(experts=5, gate="softmax")
+KINDS = ("dense", "dsmoe", "upcycle")
 
 
 @pytest.fixture(autouse=True)
@@ -119,5 +122,27 @@ def settings(home: Path, run: Path, kind: str, **changes) -> TrainConfig:
     return TrainConfig.model_validate_json(json.dumps(tree))
 
 
+@pytest.fixture(scope="session")
+def runs(world_of_files, tmp_path_factory) -> dict[str, Path]:
+    """Each kind of run, once."""
+    home = tmp_path_factory.mktemp("runs")
+    for kind in KINDS:
+        train(settings(world_of_files, home / kind, kind))
+    return {kind: home / kind for kind in KINDS}
+
+
 def log_lines(run: Path) -> list[dict]:
     return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+
+
+ROOT = Path(__file__).parents[3]
+
+
+def node(script: str | Path, *arguments: object, code: int = 0) -> str:
+    """Runs a TypeScript file, of this folder or of the repository, with its own Node (`npm ci` puts it there). Returns what
+    it prints; on stderr, if it is meant to fail."""
+    environment = {**os.environ, "PATH": f"{ROOT}/node_modules/.bin:{os.environ['PATH']}"}
+    command = ["node", str(Path(__file__).parent / script), *map(str, arguments)]
+    reply = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert reply.returncode == code, reply.stderr
+    return reply.stderr if code else reply.stdout

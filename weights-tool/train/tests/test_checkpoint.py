@@ -1,11 +1,8 @@
 import json
-import os
-import subprocess
-from pathlib import Path
 
 import pytest
 import torch
-from conftest import CLAMPED, SOFTMAX, tiny_ids, tiny_model
+from conftest import CLAMPED, SOFTMAX, node, tiny_ids, tiny_model
 from safetensors.torch import load_file, save_file
 
 from dsmoe_train.checkpoint import load_checkpoint, save_checkpoint
@@ -69,20 +66,6 @@ def test_a_checkpoint_is_the_model_at_every_share(name, tmp_path, text_home):
     torch.testing.assert_close(first, second, rtol=1e-5, atol=1e-6)
 
 
-def node(script: str, *arguments: str) -> dict:
-    """Runs a TypeScript file of this repository with its own Node (`npm ci` puts it there)."""
-    root = Path(__file__).parents[3]
-    path = f"{root}/node_modules/.bin:{os.environ['PATH']}"
-    command = ["node", str(Path(__file__).parent / script), *arguments]
-    reply = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PATH": path})
-    assert reply.returncode == 0, reply.stderr
-    return json.loads(reply.stdout)
-
-
-# The engine wants multiples of its quantisation block.
-PACKABLE = dict(head_dim=16, heads=2, kv_heads=1)
-
-
 @pytest.mark.parametrize(
     "routing, changes",
     [
@@ -94,9 +77,9 @@ PACKABLE = dict(head_dim=16, heads=2, kv_heads=1)
     ],
 )
 def test_the_packer_reads_what_the_trainer_writes(routing, changes, tmp_path, text_home):
-    model = trained(routing, {**changes, **PACKABLE})
+    model = trained(routing, changes)
     save_checkpoint(tmp_path / "out", model.config, model.state_dict(), text_home)
-    read = node("import.ts", str(tmp_path / "out"))
+    read = json.loads(node("import.ts", tmp_path / "out"))
     written = load_file(tmp_path / "out" / "model.safetensors")
     assert set(read["tensors"]) == set(written)
     for name, tensor in written.items():
@@ -122,10 +105,10 @@ def test_the_packer_reads_what_the_trainer_writes(routing, changes, tmp_path, te
     ],
 )
 def test_the_packer_refuses_what_it_cannot_serve(routing, changes, message, tmp_path, text_home):
-    model = trained(routing, {**changes, **PACKABLE})
+    model = trained(routing, changes)
     save_checkpoint(tmp_path / "out", model.config, model.state_dict(), text_home)
     with pytest.raises(AssertionError, match=message):
-        node("import.ts", str(tmp_path / "out"))
+        node("import.ts", tmp_path / "out")
 
 
 def test_a_quantised_checkpoint_holds_what_the_quantised_model_computes(tmp_path, text_home):
@@ -142,7 +125,7 @@ def test_a_quantised_checkpoint_holds_what_the_quantised_model_computes(tmp_path
 def llama(directory, changes=None):
     config = {
         "model_type": "llama", "vocab_size": 96, "hidden_size": 32, "intermediate_size": 160, "num_hidden_layers": 2,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64, "rms_norm_eps": 1e-5,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 64, "rms_norm_eps": 1e-5,
         "tie_word_embeddings": True, "eos_token_id": 2, "rope_theta": 100000, **(changes or {}),
     }  # fmt: skip
     directory.mkdir(exist_ok=True)

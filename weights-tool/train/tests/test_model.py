@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import CLAMPED, SOFTMAX, tiny_config, tiny_ids, tiny_model
 
-from dsmoe_train.gate import clamp_straight_through
+from dsmoe_train.gate import clamp_straight_through, without_common_push
 from dsmoe_train.model import Model, matmul_parameters
 
 VARIANTS = {
@@ -124,7 +124,7 @@ def test_attention_experts_share_keys_and_values():
     one, _ = model.layers[0].self_attn(h, rope, torch.zeros(1, dtype=torch.long))
     plain = tiny_model()
     plain.layers[0].self_attn.load_state_dict(model.layers[0].self_attn.state_dict(), strict=False)
-    columns = plain.layers[0].self_attn.o_proj.weight.data.view(32, 2, 2, 8)  # [D, kv head, expert, E]
+    columns = plain.layers[0].self_attn.o_proj.weight.data.view(32, 2, 2, 16)  # [D, kv head, expert, E]
     columns[:, :, 0] *= 2  # N · p of the only expert
     columns[:, :, 1] = 0
     other, _ = plain.layers[0].self_attn(h, rope, torch.zeros(1, dtype=torch.long))
@@ -165,3 +165,12 @@ def test_every_variant_has_gradients_everywhere():
         model(ids, level_B=torch.full((3,), level)).head.square().mean().backward()
         missing = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
         assert missing == []
+
+
+def test_no_sequence_pushes_a_clamped_gate_as_a_whole():
+    z = torch.randn(5, 6, 4, requires_grad=True)
+    held = without_common_push(z)
+    torch.testing.assert_close(held, z)
+    (held * torch.rand(z.shape)).sum().backward()
+    assert z.grad.sum((1, 2)).abs().max() < 1e-5
+    assert z.grad.abs().mean() > 0.1

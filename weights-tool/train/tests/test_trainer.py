@@ -1,34 +1,26 @@
 import functools
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import log_lines, settings
+from conftest import KINDS, log_lines, settings
 from safetensors.torch import load_file
 
 from dsmoe_train.checkpoint import load_checkpoint
 from dsmoe_train.config import ConfigError
 from dsmoe_train.schedule import rate
+from dsmoe_train.snapshot import load_snapshot
 from dsmoe_train.trainer import Stopwatch, train
 
 GOLDEN = Path(__file__).parent / "goldens" / "losses.json"
-KINDS = ("dense", "dsmoe", "upcycle")
 SETTLED, ROUNDED = 1e-3, 1e-2
 """How closely the losses of two runs agree that add in another order; in the quantised tail a last bit can be a step of the
 4-bit grid."""
-
-
-@pytest.fixture(scope="session")
-def runs(world_of_files, tmp_path_factory) -> dict[str, Path]:
-    """Each kind of run, once."""
-    home = tmp_path_factory.mktemp("runs")
-    for kind in KINDS:
-        train(settings(world_of_files, home / kind, kind))
-    return {kind: home / kind for kind in KINDS}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -113,6 +105,15 @@ def test_a_stopped_run_goes_on_bit_for_bit(kind, stops, runs, world_of_files, tm
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     strip = lambda line: {k: v for k, v in line.items() if k != "tokens_per_second"}
     assert [strip(line) for line in log_lines(runs[kind])] == [strip(line) for line in log_lines(tmp_path / "run")]
+
+
+def test_a_signal_means_save_and_stop(world_of_files, tmp_path, monkeypatch):
+    """As Ctrl-C and a scheduler send them; outside of a stage they do what they always do."""
+    before, third = signal.getsignal(signal.SIGTERM), StopAfter(3)
+    monkeypatch.setattr(Stopwatch, "should_save", lambda _: third() and signal.raise_signal(signal.SIGTERM))
+    assert train(settings(world_of_files, tmp_path, "dense")) is None
+    assert load_snapshot(tmp_path, settings(world_of_files, tmp_path, "dense")).step == 4
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_a_snapshot_of_other_settings_is_refused(world_of_files, tmp_path, monkeypatch):
