@@ -1,9 +1,9 @@
 /**
  * @module
  * `npm test`: everything, from a fresh clone. Installs what is missing, builds the kernels, checks formatting and types,
- * then runs the parts of vitest.config.ts one after the other. The last line is `N passed, N failed`; a skipped test is a
- * failed one, and so is a run without tests. Runs on any Node from 20 on; everything behind it runs on the Node that the
- * lockfile pins.
+ * then runs the parts of vitest.config.ts and the trainer's pytest one after the other. The last line is `N passed, N
+ * failed`; a skipped test is a failed one, and so is a run without tests. Runs on any Node from 20 on; everything behind
+ * it runs on the Node that the lockfile pins. Only the part `trainer` needs Python (3.11 or later).
  *
  *     npm test                               all parts
  *     npm test -- --only unit,cross          some of them
@@ -11,7 +11,7 @@
  */
 import { spawn } from 'node:child_process'
 import { existsSync } from 'node:fs'
-import { mkdtemp, readFile, rm } from 'node:fs/promises'
+import { mkdtemp, readdir, readFile, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { delimiter, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
@@ -19,7 +19,8 @@ import { parseArgs } from 'node:util'
 
 const ROOT = fileURLToPath(new URL('..', import.meta.url))
 const BIN = join(ROOT, 'node_modules', '.bin')
-const PARTS = ['checks', 'unit', 'cross', 'runtimes', 'e2e', 'budget']
+const PARTS = ['checks', 'unit', 'cross', 'trainer', 'runtimes', 'e2e', 'budget']
+const TRAINER_TESTS = 'weights-tool/train/tests'
 /** One command each, and one line of the count. */
 const CHECKS = [
   ['chromium', 'node', ['test/chromium.ts']],
@@ -35,7 +36,7 @@ if (!existsSync(join(ROOT, 'node_modules', '.package-lock.json'))) {
   await part('install', () => required('npm', ['ci', '--no-audit', '--no-fund', '--loglevel=error']))
 }
 await part('build', () => required('npm', ['run', '--silent', 'build']))
-for (const name of only) await part(name, name === 'checks' ? checks : () => tests(name))
+for (const name of only) await part(name, { checks, trainer }[name] ?? (() => tests(name)))
 
 if (count.passed + count.failed === 0) {
   console.error('No test was run.')
@@ -100,6 +101,28 @@ async function tests(project) {
   count.passed += passed
   // vitest also fails on what belongs to no test: an unhandled error, a file that does not load, no test at all.
   count.failed += Math.max(failed + skipped.length, code === 0 ? 0 : 1)
+}
+
+/** pytest, in the trainer's own environment. */
+async function trainer() {
+  const files = await readdir(join(ROOT, TRAINER_TESTS))
+  const chosen = files
+    .filter((file) => /^test_.*\.py$/.test(file))
+    .map((file) => `${TRAINER_TESTS}/${file}`)
+    .filter((path) => filters.length === 0 || filters.some((word) => path.includes(word)))
+  if (chosen.length === 0) return
+  const folder = await mkdtemp(join(tmpdir(), 'sparsedge-test-'))
+  const report = join(folder, 'report.xml')
+  const code = await run('node', ['scripts/pytest.ts', `--junitxml=${report}`, ...chosen])
+  const suite = existsSync(report) ? await readFile(report, 'utf8') : ''
+  await rm(folder, { recursive: true })
+  const counted = (word) => Number(new RegExp(`<testsuite [^>]*\\b${word}="(\\d+)"`).exec(suite)?.[1] ?? 0)
+  for (const [, name] of suite.matchAll(/<testcase [^>]*\bname="([^"]*)"[^>]*><skipped/g)) {
+    console.error(`Skipped, which counts as failed: ${name}`)
+  }
+  const failed = counted('failures') + counted('errors') + counted('skipped')
+  count.passed += counted('tests') - failed
+  count.failed += Math.max(failed, code === 0 ? 0 : 1)
 }
 
 function countTests({ testResults }) {

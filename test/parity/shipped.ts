@@ -22,11 +22,14 @@ export interface Pack {
   readonly store: ShardStore
 }
 
-/** The pack that ships, in memory, with every expert cut from its bundle. */
-export async function openShipped(): Promise<Pack> {
-  const { manifest, store } = await openPackDirectory(
-    fileURLToPath(new URL('../../models/smollm2-135m-dsmoe-50', import.meta.url)),
-  )
+/** The pack that ships. */
+export function openShipped(): Promise<Pack> {
+  return openPack(fileURLToPath(new URL('../../models/smollm2-135m-dsmoe-50', import.meta.url)))
+}
+
+/** A pack directory, in memory, with every expert cut from its bundle. */
+export async function openPack(path: string): Promise<Pack> {
+  const { manifest, store } = await openPackDirectory(path)
   const memory = memoryStore()
   for (const file of expandPack(manifest, store)) {
     for (const { key, bytes } of await file.read()) memory.objects.set(key, bytes)

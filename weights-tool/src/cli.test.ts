@@ -62,6 +62,11 @@ it('has these commands and options; a change here is a change for its users', ()
     ['verify', 'pack', []],
     ['unpack', 'pack', ['-o, --out <directory>', '--dtype <type>']],
     ['push', 'pack', ['--to <target>', '--endpoint <url>', '--force']],
+    ['train', 'settings', ['--set <field=value>', '--python <program>', '--gpus <count>']],
+    ['upcycle', 'settings', ['--set <field=value>', '--python <program>', '--gpus <count>']],
+    ['data', 'settings', ['--set <field=value>', '--python <program>']],
+    ['generate', 'settings', ['--set <field=value>', '--python <program>']],
+    ['eval', 'settings', ['--set <field=value>', '--python <program>']],
   ])
 })
 

@@ -10,13 +10,16 @@ import { printable } from './commands/format.ts'
 import { inspectCommand } from './commands/inspect.ts'
 import { packCommand } from './commands/pack.ts'
 import { pushCommand } from './commands/push.ts'
+import { trainingCommands } from './commands/training.ts'
 import { unpackCommand } from './commands/unpack.ts'
 import { verifyCommand } from './commands/verify.ts'
 import { inWords } from './files.ts'
 
 export function createProgram(): Command {
-  return new Command('weights-tool')
-    .description('Turns language model checkpoints into packs that Sparsedge serves, and looks after packs.')
+  const program = new Command('weights-tool')
+    .description(
+      'Trains language models, turns checkpoints into packs that Sparsedge serves, and looks after packs.',
+    )
     .version(packageJson.version)
     .option('--verbose', 'show the whole chain of causes of an error')
     .addCommand(packCommand())
@@ -25,6 +28,8 @@ export function createProgram(): Command {
     .addCommand(unpackCommand())
     .addCommand(pushCommand())
     .addHelpText('after', '\n`weights-tool <command> --help` explains a command with examples.')
+  for (const command of trainingCommands()) program.addCommand(command)
+  return program
 }
 
 /** One line a cause. */

@@ -170,6 +170,10 @@ function expertsOf(theirs: HuggingFaceConfig, experts: number | undefined) {
     return { ...splitDense(theirs.intermediate_size, experts), sharedUnits: 0 }
   }
   const { num_experts, expert_units, shared_units, intermediate_size, gate } = theirs
+  // What the trainer leaves in one piece has no gate to mind where it is cut.
+  if (gate.kind === 'all' && num_experts === 1 && shared_units === 0) {
+    return { ...splitDense(intermediate_size, experts), sharedUnits: 0 }
+  }
   if (experts !== undefined && experts !== num_experts) {
     throw unsupported(`this model was trained with ${num_experts} experts; --experts cannot change that`)
   }
