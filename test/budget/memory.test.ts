@@ -40,7 +40,14 @@ afterAll(async () => {
 
 test(`a chat of ${CHAT_TOKENS} tokens fits`, async () => {
   const client = clientOf(server)
-  const first = await client.chat.completions.create({ ...CHAT, max_tokens: 1 })
+  const peaks: number[] = []
+  let loaded = false
+  const loading = client.chat.completions.create({ ...CHAT, max_tokens: 1 }).finally(() => {
+    loaded = true
+  })
+  // What comes from the bucket goes into the cache meanwhile.
+  while (!loaded) peaks.push(await total('while the model loads, before'))
+  const first = await loading
   const fetched = Object.values(usageOf(first).experts.tiers).reduce((sum, { bytes }) => sum + bytes, 0)
   const { trunk } = (await openShipped()).manifest
   const trunkBytes = trunk.shards.reduce((sum, { bytes }) => sum + bytes, 0)
@@ -53,7 +60,6 @@ test(`a chat of ${CHAT_TOKENS} tokens fits`, async () => {
     stream: true,
     stream_options: { include_usage: true },
   })
-  const peaks: number[] = []
   let pieces = 0
   let usage: ReturnType<typeof usageOf> | undefined
   for await (const chunk of stream) {
@@ -62,7 +68,7 @@ test(`a chat of ${CHAT_TOKENS} tokens fits`, async () => {
   }
   peaks.push(await total('after'))
   expect(usage?.completion_tokens).toBe(max_tokens)
-  expect(peaks.length).toBeGreaterThan(2)
+  expect(peaks.length).toBeGreaterThan(3)
   expect(Math.max(...peaks)).toBeLessThan(TOTAL_BYTES)
 })
 
