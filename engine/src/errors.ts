@@ -33,6 +33,8 @@ export type ErrorCode =
   | 'backend_unavailable'
   // The request's own limit on fetching experts is reached, and it did not allow to go on without them.
   | 'expert_budget_spent'
+  // The GPU went away under a running backend: its driver restarted, or it was unplugged.
+  | 'device_lost'
   // The client went away or a deadline passed.
   | 'cancelled'
 

@@ -47,6 +47,7 @@ const TABLE: [ApiCode, number, string, boolean, string | null][] = [
   ['backend_unavailable', 500, 'server_error', false, null],
   ['internal_error', 500, 'server_error', false, null],
   ['store_unavailable', 503, 'server_error', false, '5'],
+  ['device_lost', 503, 'server_error', false, '5'],
   ['cancelled', 503, 'server_error', false, null],
   ['deadline_exceeded', 504, 'server_error', true, '5'],
 ]

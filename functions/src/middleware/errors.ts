@@ -107,6 +107,12 @@ const ANSWERS: Readonly<Record<ApiCode, Answer>> = {
   arena_too_small: tooSmall,
   memory_exhausted: tooSmall,
   backend_unavailable: tooSmall,
+  device_lost: {
+    status: 503,
+    type: 'server_error',
+    instead: 'the GPU of this server went away; try again',
+    retryAfter: 5,
+  },
   // Nobody is left to read this one.
   cancelled: { status: 503, type: 'server_error', instead: 'the request was cancelled' },
   deadline_exceeded: { status: 504, type: 'server_error', retryAfter: 5 },

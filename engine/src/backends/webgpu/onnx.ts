@@ -2,13 +2,16 @@
  * @module
  * Writes ONNX models: nodes are added in the order of computing, each call returns the name of its output.
  */
-import { onnx } from 'onnx-proto'
+import type { onnx } from 'onnx-proto'
+// CommonJS: its names are not seen from outside.
+import proto from 'onnx-proto'
 
-const { AttributeType } = onnx.AttributeProto
-const FLOAT = onnx.TensorProto.DataType.FLOAT
-const UINT8 = onnx.TensorProto.DataType.UINT8
-const INT32 = onnx.TensorProto.DataType.INT32
-const INT64 = onnx.TensorProto.DataType.INT64
+const { AttributeProto, ModelProto, TensorProto } = proto.onnx
+const { AttributeType } = AttributeProto
+const FLOAT = TensorProto.DataType.FLOAT
+const UINT8 = TensorProto.DataType.UINT8
+const INT32 = TensorProto.DataType.INT32
+const INT64 = TensorProto.DataType.INT64
 
 /** ONNX 1.16: the newest that needs nothing this project does not use. */
 const OPSET = 21
@@ -26,14 +29,14 @@ export type Domain = '' | 'com.microsoft'
 
 export class Graph {
   readonly #nodes: onnx.INodeProto[] = []
-  readonly #inputs: onnx.IValueInfoProto[] = []
+  readonly #inputs = new Map<string, onnx.IValueInfoProto>()
   readonly #outputs: onnx.IValueInfoProto[] = []
   readonly #constants: onnx.ITensorProto[] = []
   #count = 0
 
-  /** A value that every run is given. A dimension may have a name where its size is known only then. */
+  /** A value that every run is given; saying so twice is saying it once. A dimension may have a name where its size is known only then. */
   input(name: string, type: ElementType, shape: readonly (number | string)[]): string {
-    this.#inputs.push(value(name, type, shape))
+    this.#inputs.set(name, value(name, type, shape))
     return name
   }
 
@@ -80,7 +83,7 @@ export class Graph {
 
   /** The model as onnxruntime reads it. */
   model(): Uint8Array<ArrayBuffer> {
-    const model = onnx.ModelProto.create({
+    const model = ModelProto.create({
       irVersion: IR_VERSION,
       producerName: 'sparsedge',
       opsetImport: [
@@ -90,12 +93,12 @@ export class Graph {
       graph: {
         name: 'step',
         node: this.#nodes,
-        input: this.#inputs,
+        input: [...this.#inputs.values()],
         output: this.#outputs,
         initializer: this.#constants,
       },
     })
-    return Uint8Array.from(onnx.ModelProto.encode(model).finish())
+    return Uint8Array.from(ModelProto.encode(model).finish())
   }
 
   #constant(dataType: number, dims: readonly number[], rawData: Uint8Array): string {

@@ -1,0 +1,69 @@
+/**
+ * @module
+ * The WebGPU backend: onnxruntime-web runs the model's graph on a GPU, weights and keys and values stay there, and experts
+ * come when a gate picks them. Not for Workers, which have no GPU: its onnxruntime is far larger than a Worker may be.
+ */
+import { throwIfCancelled } from '../../errors.ts'
+import { loadTrunk } from '../../pack/load.ts'
+import { trunkBytes } from '../../pack/manifest.ts'
+import type { Backend, BackendFactory } from '../backend.ts'
+import { Device, findAdapter } from './device.ts'
+import { Experts } from './experts.ts'
+import { addModel } from './graph.ts'
+import { Graph } from './onnx.ts'
+import { CachePool, GpuSequence } from './sequence.ts'
+import { createSession } from './session.ts'
+import { Stepper } from './step.ts'
+import { GpuWeights } from './weights.ts'
+
+export interface WebgpuOptions {
+  /** Tokens of all open sequences together; by default 8,192, or the model's own context if that is shorter. */
+  readonly contextTokens?: number
+  /** Where onnxruntime's `ort-wasm-simd-threaded.asyncify.{mjs,wasm}` are served from; by default they are looked for
+   * beside the script that imports onnxruntime-web. */
+  readonly onnxruntimePath?: string
+}
+
+const DEFAULT_CONTEXT_TOKENS = 8192
+
+/**
+ * @throws SparsedgeError from the factory: `backend_unavailable` where there is no WebGPU, no adapter or no onnxruntime,
+ * `memory_exhausted` where the model does not fit the GPU, as {@link loadTrunk} does; from the backend `device_lost`
+ * @example
+ * const engine = await createEngine({ store, model: 'smollm2', backend: webgpuBackend() })
+ */
+export function webgpuBackend(options: WebgpuOptions = {}): BackendFactory {
+  return async ({ manifest, store }, signal): Promise<Backend> => {
+    throwIfCancelled(signal)
+    const { config } = manifest
+    const context = Math.min(options.contextTokens ?? DEFAULT_CONTEXT_TOKENS, config.context)
+    const device = await Device.open(await findAdapter())
+    try {
+      const trunk = new Uint8Array(trunkBytes(manifest))
+      await loadTrunk(manifest, store, trunk, signal)
+      const weights = await GpuWeights.create(manifest, trunk, device)
+      const graph = new Graph()
+      addModel(graph, config, weights.graph, context)
+      const session = await createSession(graph.model(), device, options.onnxruntimePath)
+      const experts = new Experts(manifest, store, weights)
+      const pool = new CachePool(device, config, options.contextTokens ?? DEFAULT_CONTEXT_TOKENS)
+      const { bindings } = weights
+      const stepper = await device.allocating(
+        () => new Stepper({ config, device, session, experts, bindings }),
+      )
+      return {
+        name: 'webgpu',
+        config: { ...config, context },
+        open: (capacity) => pool.open(capacity),
+        step(sequence, tokens, stepSignal) {
+          if (!(sequence instanceof GpuSequence))
+            throw new TypeError('the sequence is not of a WebGPU backend')
+          return stepper.step(sequence, tokens, stepSignal)
+        },
+      }
+    } catch (cause) {
+      device.gpu.destroy()
+      throw cause
+    }
+  }
+}

@@ -1,0 +1,88 @@
+/**
+ * @module
+ * Sequences: keys and values of each layer in GPU buffers of their own, as long as the sequence may become.
+ */
+import { SparsedgeError } from '../../errors.ts'
+import type { ModelConfig } from '../../model/config.ts'
+import { ExpertUsage } from '../../residency/usage.ts'
+import type { Sequence } from '../backend.ts'
+import type { Device } from './device.ts'
+
+/** Capacities are multiples of this, so that closed sequences leave buffers that the next can use. */
+const GRAIN = 64
+
+/** One sequence's cache: [1, kvHeads, tokens, headDim] float32, keys then values, layer by layer. */
+export interface Cache {
+  readonly tokens: number
+  readonly buffers: readonly GPUBuffer[]
+}
+
+export class GpuSequence implements Sequence {
+  length = 0
+  readonly capacity: number
+  readonly usage = new ExpertUsage()
+  /** Undefined once it is closed. */
+  cache: Cache | undefined
+  readonly #pool: CachePool
+
+  constructor(capacity: number, cache: Cache, pool: CachePool) {
+    this.capacity = capacity
+    this.cache = cache
+    this.#pool = pool
+  }
+
+  close(): void {
+    if (this.cache) this.#pool.giveBack(this.cache)
+    this.cache = undefined
+  }
+}
+
+/** The memory for all sequences' keys and values. */
+export class CachePool {
+  readonly #device: Device
+  readonly #config: ModelConfig
+  readonly #total: number
+  #used = 0
+  /** Of closed sequences, still allocated. */
+  readonly #free: Cache[] = []
+
+  /** @param total tokens of all open sequences together */
+  constructor(device: Device, config: ModelConfig, total: number) {
+    this.#device = device
+    this.#config = config
+    this.#total = total
+  }
+
+  /** @throws SparsedgeError `memory_exhausted` if it can never fit, `queue_full` if it does not fit now; `device_lost` */
+  open(capacity: number): GpuSequence {
+    this.#device.check()
+    const tokens = Math.ceil(capacity / GRAIN) * GRAIN
+    if (capacity > this.#total) {
+      const message = `a sequence of ${capacity} tokens does not fit: all sequences share ${this.#total}`
+      throw new SparsedgeError('memory_exhausted', message)
+    }
+    if (this.#used > 0 && this.#used + tokens > this.#total) {
+      const message = `a sequence of ${capacity} tokens does not fit now: ${this.#used} of ${this.#total} are taken; try again`
+      throw new SparsedgeError('queue_full', message)
+    }
+    this.#used += tokens
+    return new GpuSequence(capacity, this.#take(tokens), this)
+  }
+
+  giveBack(cache: Cache): void {
+    this.#used -= cache.tokens
+    this.#free.push(cache)
+  }
+
+  #take(tokens: number): Cache {
+    const fitting = this.#free.findIndex((cache) => cache.tokens === tokens)
+    if (fitting >= 0) return this.#free.splice(fitting, 1)[0]
+    // What nobody uses makes room for what somebody does.
+    for (const { buffers } of this.#free.splice(0)) for (const buffer of buffers) buffer.destroy()
+    const { layers, kvHeads, headDim } = this.#config
+    const usage = GPUBufferUsage.STORAGE | GPUBufferUsage.COPY_SRC | GPUBufferUsage.COPY_DST
+    const bytes = 4 * kvHeads * tokens * headDim
+    const buffers = Array.from({ length: 2 * layers }, () => this.#device.buffer(bytes, usage))
+    return { tokens, buffers }
+  }
+}
