@@ -22,9 +22,13 @@ export interface WebgpuOptions {
   /** Where onnxruntime's `ort-wasm-simd-threaded.asyncify.{mjs,wasm}` are served from; by default they are looked for
    * beside the script that imports onnxruntime-web. */
   readonly onnxruntimePath?: string
+  /** Tokens that may be run before they are read, 8 by default; 1 runs none that nobody has asked for. The results are the
+   * same. */
+  readonly tokensAhead?: number
 }
 
 const DEFAULT_CONTEXT_TOKENS = 8192
+const DEFAULT_TOKENS_AHEAD = 8
 
 /**
  * @throws SparsedgeError from the factory: `backend_unavailable` where there is no WebGPU, no adapter or no onnxruntime,
@@ -48,8 +52,9 @@ export function webgpuBackend(options: WebgpuOptions = {}): BackendFactory {
       const experts = new Experts(manifest, store, weights)
       const pool = new CachePool(device, config, options.contextTokens ?? DEFAULT_CONTEXT_TOKENS)
       const { bindings } = weights
+      const ahead = options.tokensAhead ?? DEFAULT_TOKENS_AHEAD
       const stepper = await device.allocating(
-        () => new Stepper({ config, device, session, experts, bindings }),
+        () => new Stepper({ config, device, session, experts, bindings, ahead }),
       )
       return {
         name: 'webgpu',

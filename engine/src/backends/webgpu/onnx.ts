@@ -50,6 +50,11 @@ export class Graph {
     return this.#constant(FLOAT, shape, bytesOf(data))
   }
 
+  /** @param data row-major */
+  bytes(data: Uint8Array, shape: readonly number[]): string {
+    return this.#constant(UINT8, shape, data)
+  }
+
   float(number: number): string {
     return this.floats(Float32Array.of(number), [])
   }

@@ -22,8 +22,6 @@ import type { Binding } from './weights.ts'
 
 /** Tokens of the longest run. */
 export const CHUNK = 128
-/** Tokens that are run before they are read, at most. */
-const MOST_AHEAD = 8
 
 export interface StepperParts {
   readonly config: ModelConfig
@@ -31,6 +29,8 @@ export interface StepperParts {
   readonly session: Session
   readonly experts: Experts
   readonly bindings: Iterable<Binding>
+  /** Tokens that are run before they are read, at most. */
+  readonly ahead: number
 }
 
 export class Stepper {
@@ -39,6 +39,7 @@ export class Stepper {
   readonly #session: Session
   readonly #experts: Experts
   readonly #results: Results
+  readonly #ahead: number
   readonly #weights: Feeds
   /** What a run of one token is given and gives, in memory that is there already. */
   readonly #id
@@ -57,12 +58,13 @@ export class Stepper {
   #likeliest = -1
   #streak = 0
 
-  constructor({ config, device, session, experts, bindings }: StepperParts) {
+  constructor({ config, device, session, experts, bindings, ahead }: StepperParts) {
+    this.#ahead = ahead
     this.#config = config
     this.#device = device
     this.#session = session
     this.#experts = experts
-    this.#results = new Results(device, config, MOST_AHEAD, CHUNK)
+    this.#results = new Results(device, config, ahead, CHUNK)
     this.#weights = {}
     for (const { name, type, shape, buffer } of bindings) this.#weights[name] = gpuTensor(buffer, type, shape)
     this.#id = gpuTensor(this.#results.id, 'int32', [1, 1])
@@ -143,7 +145,7 @@ export class Stepper {
 
   async #decode(sequence: GpuSequence, token: number, signal: AbortSignal | undefined): Promise<Logits> {
     await this.#loadAlwaysOn(sequence, signal)
-    let count = Math.min(MOST_AHEAD, this.#streak + 1, sequence.capacity - sequence.length)
+    let count = Math.min(this.#ahead, this.#streak + 1, sequence.capacity - sequence.length)
     let missed = 0
     for (;;) {
       throwIfCancelled(signal)
