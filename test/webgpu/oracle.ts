@@ -3,8 +3,16 @@
  * onnxruntime as a judge: a model's graph with float weights, on onnxruntime's own CPU kernels.
  */
 import type { Logits } from '@sparsedge/engine/backends/backend'
-import { addModel, INPUT, type Matrix, OUTPUT, type Weights } from '@sparsedge/engine/backends/webgpu/graph'
+import {
+  addModel,
+  gateInputs,
+  INPUT,
+  type Matrix,
+  OUTPUT,
+  type Weights,
+} from '@sparsedge/engine/backends/webgpu/graph'
 import { Graph } from '@sparsedge/engine/backends/webgpu/onnx'
+import { type GateRule, gateRule } from '@sparsedge/engine/model/selection'
 import { layerTensor, type WeightSource } from '@sparsedge/engine/model/weights'
 import * as ort from 'onnxruntime-web/wasm'
 
@@ -15,10 +23,18 @@ export async function oracleLogits(
   source: WeightSource,
   tokens: Int32Array,
   sizes: readonly number[],
+  rule: GateRule = gateRule(source.config),
 ): Promise<Logits[]> {
   const { config } = source
   const graph = new Graph()
-  addModel(graph, config, await floatWeights(source), config.context)
+  const weights = await floatWeights(source)
+  addModel(graph, config, weights, config.context)
+  const gates = Object.fromEntries(
+    gateInputs(config, weights, rule).map((numbers, layer) => [
+      INPUT.gate(layer),
+      new ort.Tensor('float32', numbers, [numbers.length]),
+    ]),
+  )
   const session = await ort.InferenceSession.create(graph.model())
   try {
     const cache: Record<string, ort.Tensor> = {}
@@ -35,6 +51,7 @@ export async function oracleLogits(
         [INPUT.tokens]: new ort.Tensor('int32', tokens.slice(at, total), [1, size]),
         [INPUT.last]: new ort.Tensor('int32', Int32Array.of(total - 1), [1]),
         [INPUT.total]: new ort.Tensor('int32', Int32Array.of(total), [1]),
+        ...gates,
         ...cache,
       })
       for (let layer = 0; layer < config.layers; layer++) {

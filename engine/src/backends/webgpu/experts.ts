@@ -2,12 +2,20 @@
  * @module
  * Which experts have come to the GPU, and how the others get there. Every expert has its place; nothing is ever evicted.
  */
-import { SparsedgeError } from '../../errors.ts'
+import { SparsedgeError, throwIfCancelled } from '../../errors.ts'
 import type { Manifest } from '../../pack/manifest.ts'
+import { book, budgetSpent, giveBack, patience } from '../../residency/budget.ts'
 import { bundlePays } from '../../residency/policy.ts'
-import type { ExpertUsage } from '../../residency/usage.ts'
+import type {
+  Account,
+  ResidencyControl,
+  ResidencySnapshot,
+  WarmUp,
+  WarmUpLimits,
+} from '../../residency/residency.ts'
+import { ExpertUsage } from '../../residency/usage.ts'
 import { inLanes, MAX_IN_FLIGHT } from '../../store/lanes.ts'
-import type { ShardStore } from '../../store/store.ts'
+import type { ShardStore, Tier } from '../../store/store.ts'
 import { verified } from '../../store/verified.ts'
 import type { GpuWeights } from './weights.ts'
 
@@ -19,13 +27,16 @@ interface Parcel {
   readonly shards: readonly string[]
 }
 
-export class Experts {
+export class Experts implements ResidencyControl {
   readonly #manifest: Manifest
   readonly #store: ShardStore
   readonly #weights: GpuWeights
   /** 1 where an expert is in its place, [layers, experts]. */
   readonly #resident: Uint8Array
   #missing: number
+  /** Steps so far, and those that used an expert, [layers, experts]. */
+  #steps = 0
+  readonly #uses: Float64Array
 
   constructor(manifest: Manifest, store: ShardStore, weights: GpuWeights) {
     const { layers, experts } = manifest.config
@@ -34,6 +45,7 @@ export class Experts {
     this.#weights = weights
     this.#resident = new Uint8Array(layers * experts)
     this.#missing = layers * experts
+    this.#uses = new Float64Array(layers * experts)
   }
 
   /** Whether all have come, so that nobody needs to ask for single ones. */
@@ -46,32 +58,100 @@ export class Experts {
     return this.#resident[key] === 1
   }
 
-  /**
-   * Brings experts to the GPU: one by one, or a layer's bundle where that is cheaper, which brings the rest along.
-   *
-   * @param keys of experts that are missing, ascending
-   * @throws SparsedgeError as {@link ShardStore.read} does, with model, layer and expert; `cancelled`
-   */
-  async load(keys: readonly number[], usage: ExpertUsage, signal: AbortSignal | undefined): Promise<void> {
-    const started = performance.now()
-    const { name, experts } = this.#manifest
-    try {
-      await inLanes(
-        this.#parcels(keys),
-        MAX_IN_FLIGHT,
-        async ({ layer, hash, first, shards }, stop) => {
-          const into = shards.map((shard) => ({ hash: shard, bytes: new Uint8Array(experts.bytes) }))
-          const tier = await this.#store.read(hash, into, stop).catch((cause: unknown) => {
-            throw located(cause, { layer, hash, first, shards }).at({ model: name })
-          })
-          usage.fetched(tier, shards.length * experts.bytes)
-          for (const [i, { bytes }] of into.entries()) this.#place(layer, first + i, bytes)
-        },
-        signal,
-      )
-    } finally {
-      usage.waitMs += performance.now() - started
+  /** A step has begun; it uses an expert. */
+  visit(): void {
+    this.#steps += 1
+  }
+
+  use(key: number): void {
+    this.#uses[key] += 1
+  }
+
+  snapshot(): ResidencySnapshot {
+    const { config, experts } = this.#manifest
+    const all = config.layers * config.experts
+    return {
+      layers: config.layers,
+      experts: config.experts,
+      expertBytes: experts.bytes,
+      capacity: all,
+      resident: all - this.#missing,
+      isResident: this.#resident.slice(),
+      frequency: Float32Array.from(this.#uses, (uses) => uses / Math.max(this.#steps, 1)),
     }
+  }
+
+  async prewarm(limits: WarmUpLimits = {}, signal?: AbortSignal): Promise<WarmUp> {
+    const usage = new ExpertUsage(this.#manifest.config.layers)
+    const before = this.#missing
+    const frequency = this.#manifest.profile?.flat() ?? []
+    const keys = Array.from(this.#resident.keys())
+      .filter((key) => !this.has(key))
+      .sort((a, b) => (frequency[b] ?? 0) - (frequency[a] ?? 0))
+    await this.load(
+      keys,
+      { usage, options: { policy: 'resident_first', lookahead: false, ...limits } },
+      signal,
+    )
+    return { loaded: before - this.#missing, bytes: usage.bytes, requests: usage.requests }
+  }
+
+  /**
+   * Brings experts to the GPU: one by one, or a layer's bundle where that is cheaper, which brings the rest along. Stops
+   * early, without failing, where the account's limits are spent and its policy is `resident_first`.
+   *
+   * @param keys of experts that are missing
+   * @throws SparsedgeError as {@link ShardStore.read} does, with model, layer and expert; `expert_budget_spent`; `cancelled`
+   */
+  async load(keys: readonly number[], account: Account, signal: AbortSignal | undefined): Promise<void> {
+    const { usage, options } = account
+    const { name, config, experts } = this.#manifest
+    const started = performance.now()
+    const limit = patience(account)
+    const late = limit === undefined ? undefined : AbortSignal.timeout(limit)
+    const signals = [signal, late].filter((some) => some !== undefined)
+    const goOn = options.policy === 'resident_first'
+    try {
+      let spent = false
+      const affordable = function* (parcels: readonly Parcel[]) {
+        for (const parcel of parcels) {
+          spent = !book(account, parcel.shards.length * experts.bytes)
+          if (spent) return
+          yield parcel
+        }
+      }
+      await inLanes(
+        affordable(this.#parcels(keys)),
+        MAX_IN_FLIGHT,
+        async (parcel, stop) => {
+          const bytes = parcel.shards.length * experts.bytes
+          try {
+            usage.fetched(await this.#fetch(parcel, stop), bytes)
+          } catch (cause) {
+            giveBack(account, bytes)
+            throw cause
+          }
+        },
+        signals.length > 0 ? AbortSignal.any(signals) : undefined,
+      )
+      if (spent && !goOn) throw budgetSpent(account)
+    } catch (cause) {
+      throwIfCancelled(signal)
+      if (!late?.aborted) throw cause instanceof SparsedgeError ? cause.at({ model: name }) : cause
+      if (!goOn) throw budgetSpent(account)
+    } finally {
+      const waited = performance.now() - started
+      usage.layerWaitMs[Math.floor((keys[0] ?? 0) / config.experts)] += waited
+    }
+  }
+
+  async #fetch(parcel: Parcel, signal: AbortSignal): Promise<Tier> {
+    const into = parcel.shards.map((hash) => ({ hash, bytes: new Uint8Array(this.#manifest.experts.bytes) }))
+    const tier = await this.#store.read(parcel.hash, into, signal).catch((cause: unknown) => {
+      throw located(cause, parcel)
+    })
+    for (const [i, { bytes }] of into.entries()) this.#place(parcel.layer, parcel.first + i, bytes)
+    return tier
   }
 
   #place(layer: number, expert: number, shard: Uint8Array<ArrayBuffer>): void {

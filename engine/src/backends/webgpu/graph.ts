@@ -7,7 +7,8 @@
  * expert that is off adds exactly nothing, whatever its weights. ONNX Runtime has no operator that leaves work out by a
  * number it has just computed, and reading the gates back would cost more than the work (docs/findings.md).
  */
-import { type GateConfig, type ModelConfig, qkvRows } from '../../model/config.ts'
+import { type ModelConfig, qkvRows } from '../../model/config.ts'
+import type { GateRule } from '../../model/selection.ts'
 import type { Graph } from './onnx.ts'
 
 /** A matrix [rows, cols] of the graph. Experts stand side by side: rows of gate and up, columns of down. */
@@ -35,6 +36,8 @@ export const INPUT = {
   last: 'last',
   /** int32 [1]: tokens before and in this step. */
   total: 'total',
+  /** What a request may change about a layer's gate, see {@link gateInputs}. */
+  gate: (layer: number) => `gate.${layer}`,
   /** [1, kvHeads, capacity, headDim], one of each a layer */
   keys: (layer: number) => `keys.${layer}`,
   values: (layer: number) => `values.${layer}`,
@@ -49,6 +52,23 @@ export const OUTPUT = {
   keys: (layer: number) => `keys.${layer}.out`,
   values: (layer: number) => `values.${layer}.out`,
 } as const
+
+/**
+ * The gates' inputs for a rule, by layer: the router's bias with the layer's level in it, [experts], where the gate is
+ * clamped linear; eps or k, [1], where it is a softmax; none where all experts are on.
+ */
+export function gateInputs(
+  { gate, layers, experts }: ModelConfig,
+  weights: Pick<Weights, 'floats'>,
+  { top, levels }: GateRule,
+): Float32Array<ArrayBuffer>[] {
+  if (gate.kind === 'all') return []
+  return Array.from({ length: layers }, (_, layer) => {
+    if (gate.kind !== 'clamped_linear') return Float32Array.of(top > 0 ? top : levels[layer])
+    const bias = weights.floats(`layers.${layer}.gate.bias`)
+    return Float32Array.from({ length: experts }, (_, e) => bias[e] + levels[layer])
+  })
+}
 
 /** The matrices of one layer; `shared` only where the model has a shared expert. */
 export function layerMatrices(config: ModelConfig, layer: number) {
@@ -183,47 +203,48 @@ function addGate(
   if (gate.kind === 'all') return undefined
   const router = transposed(weights.floats(`layers.${layer}.gate.weight`), experts, hidden)
   const product = graph.node('MatMul', [source, graph.floats(router, [hidden, experts])])
-  const z = graph.node('Add', [product, graph.floats(weights.floats(`layers.${layer}.gate.bias`), [experts])])
   if (gate.kind === 'clamped_linear') {
-    return graph.node('Clip', [z, graph.float(0), graph.float(1)])
+    const bias = graph.input(INPUT.gate(layer), 'float32', [experts])
+    return graph.node('Clip', [graph.node('Add', [product, bias]), graph.float(0), graph.float(1)])
   }
+  const bias = graph.floats(weights.floats(`layers.${layer}.gate.bias`), [experts])
+  const z = graph.node('Add', [product, bias])
   const p = graph.node('Softmax', [z], { attributes: { axis: -1n } })
-  const kept = graph.node('Mul', [p, addSelection(graph, gate, experts, z, p)])
+  const rule = graph.input(INPUT.gate(layer), 'float32', [1])
+  const selected =
+    gate.selection.by === 'top_k'
+      ? isAmongBest(graph, experts, z, rule)
+      : graph.node('Greater', [graph.node('Mul', [p, graph.float(experts)]), rule])
+  const kept = graph.node('Mul', [p, toFloat(graph, selected)])
   if (gate.kind === 'softmax') return kept
   const sum = graph.node('ReduceSum', [kept, graph.int64(-1)], { attributes: { keepdims: 1n } })
   // Where none is selected all are 0 and stay so.
   return graph.node('Div', [kept, graph.node('Max', [sum, graph.float(1e-30)])])
 }
 
-/** 1 where an expert is selected, 0 elsewhere. @returns the name of [1, tokens, experts] */
-function addSelection(
-  graph: Graph,
-  { selection }: GateConfig,
-  experts: number,
-  z: string,
-  p: string,
-): string {
-  const float = (condition: string) => graph.node('Cast', [condition], { attributes: { to: 1n } })
-  if (selection.by === 'threshold') {
-    return float(
-      graph.node('Greater', [graph.node('Mul', [p, graph.float(experts)]), graph.float(selection.eps)]),
-    )
-  }
-  if (selection.by !== 'top_k') throw new TypeError(`a softmax gate does not select by ${selection.by}`)
-  // An expert is in if fewer than k come before it: those with a larger z, and of equals those with a lower index.
+/**
+ * Whether fewer than k experts come before one: those with a larger z, and of equals those with a lower index.
+ *
+ * @param z the name of [1, tokens, experts]
+ * @param k the name of [1]
+ * @returns the name of [1, tokens, experts], booleans
+ */
+function isAmongBest(graph: Graph, experts: number, z: string, k: string): string {
   const own = graph.node('Unsqueeze', [z, graph.int64(-1)]) // [1, tokens, experts, 1]
   const other = graph.node('Unsqueeze', [z, graph.int64(-2)]) // [1, tokens, 1, experts]
   const lower = Float32Array.from({ length: experts * experts }, (_, at) =>
     at % experts < Math.floor(at / experts) ? 1 : 0,
   )
-  const larger = float(graph.node('Greater', [other, own]))
-  const equal = float(graph.node('Equal', [other, own]))
-  const before = graph.node('Add', [
-    larger,
-    graph.node('Mul', [equal, graph.floats(lower, [1, 1, experts, experts])]),
-  ])
+  const larger = toFloat(graph, graph.node('Greater', [other, own]))
+  const equal = toFloat(graph, graph.node('Equal', [other, own]))
+  const tied = graph.node('Mul', [equal, graph.floats(lower, [1, 1, experts, experts])])
+  const before = graph.node('Add', [larger, tied])
   const rank = graph.node('ReduceSum', [before, graph.int64(-1)], { attributes: { keepdims: 0n } })
-  return float(graph.node('Less', [rank, graph.float(selection.k)]))
+  return graph.node('Less', [rank, k])
+}
+
+function toFloat(graph: Graph, condition: string): string {
+  return graph.node('Cast', [condition], { attributes: { to: 1n } })
 }
 
 /**

@@ -4,12 +4,14 @@
  * come when a gate picks them. Not for Workers, which have no GPU: its onnxruntime is far larger than a Worker may be.
  */
 import { throwIfCancelled } from '../../errors.ts'
+import { gateRule } from '../../model/selection.ts'
 import { loadTrunk } from '../../pack/load.ts'
 import { trunkBytes } from '../../pack/manifest.ts'
+import { DEFAULT_EXPERTS } from '../../request.ts'
 import type { Backend, BackendFactory } from '../backend.ts'
 import { Device, findAdapter } from './device.ts'
 import { Experts } from './experts.ts'
-import { addModel } from './graph.ts'
+import { addModel, gateInputs } from './graph.ts'
 import { Graph } from './onnx.ts'
 import { CachePool, GpuSequence } from './sequence.ts'
 import { createSession } from './session.ts'
@@ -59,7 +61,11 @@ export function webgpuBackend(options: WebgpuOptions = {}): BackendFactory {
       return {
         name: 'webgpu',
         config: { ...config, context },
-        open: (capacity) => pool.open(capacity),
+        residency: experts,
+        open(capacity, options = DEFAULT_EXPERTS) {
+          const rule = gateRule(config, options.selection)
+          return pool.open(capacity, { options, inputs: gateInputs(config, weights.graph, rule) })
+        },
         step(sequence, tokens, stepSignal) {
           if (!(sequence instanceof GpuSequence))
             throw new TypeError('the sequence is not of a WebGPU backend')

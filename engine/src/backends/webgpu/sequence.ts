@@ -4,6 +4,8 @@
  */
 import { SparsedgeError } from '../../errors.ts'
 import type { ModelConfig } from '../../model/config.ts'
+import type { ExpertOptions } from '../../request.ts'
+import type { Account } from '../../residency/residency.ts'
 import { ExpertUsage } from '../../residency/usage.ts'
 import type { Sequence } from '../backend.ts'
 import type { Device } from './device.ts'
@@ -11,23 +13,36 @@ import type { Device } from './device.ts'
 /** Capacities are multiples of this, so that closed sequences leave buffers that the next can use. */
 const GRAIN = 64
 
-/** One sequence's cache: [1, kvHeads, tokens, headDim] float32, keys then values, layer by layer. */
+/** What a sequence has on the GPU. */
 export interface Cache {
   readonly tokens: number
+  /** [1, kvHeads, tokens, headDim] float32: keys, values of layer 0, of layer 1, … */
   readonly buffers: readonly GPUBuffer[]
+  /** The gates' inputs, [experts] or [1], by layer. */
+  readonly gates: readonly GPUBuffer[]
 }
 
-export class GpuSequence implements Sequence {
+/** How a sequence's experts are chosen, and on which terms they are fetched. */
+export interface Terms {
+  readonly options: ExpertOptions
+  /** The gates' inputs by layer, as graph.ts says. */
+  readonly inputs: readonly Float32Array<ArrayBuffer>[]
+}
+
+export class GpuSequence implements Sequence, Account {
   length = 0
   readonly capacity: number
-  readonly usage = new ExpertUsage()
+  readonly usage: ExpertUsage
+  readonly options: ExpertOptions
   /** Undefined once it is closed. */
   cache: Cache | undefined
   readonly #pool: CachePool
 
-  constructor(capacity: number, cache: Cache, pool: CachePool) {
+  constructor(capacity: number, cache: Cache, terms: Terms, layers: number, pool: CachePool) {
     this.capacity = capacity
     this.cache = cache
+    this.usage = new ExpertUsage(layers)
+    this.options = terms.options
     this.#pool = pool
   }
 
@@ -54,7 +69,7 @@ export class CachePool {
   }
 
   /** @throws SparsedgeError `memory_exhausted` if it can never fit, `queue_full` if it does not fit now; `device_lost` */
-  open(capacity: number): GpuSequence {
+  open(capacity: number, terms: Terms): GpuSequence {
     this.#device.check()
     const tokens = Math.ceil(capacity / GRAIN) * GRAIN
     if (capacity > this.#total) {
@@ -66,7 +81,11 @@ export class CachePool {
       throw new SparsedgeError('queue_full', message)
     }
     this.#used += tokens
-    return new GpuSequence(capacity, this.#take(tokens), this)
+    const cache = this.#take(tokens)
+    for (const [layer, numbers] of terms.inputs.entries()) {
+      this.#device.gpu.queue.writeBuffer(cache.gates[layer], 0, numbers)
+    }
+    return new GpuSequence(capacity, cache, terms, this.#config.layers, this)
   }
 
   giveBack(cache: Cache): void {
@@ -78,11 +97,14 @@ export class CachePool {
     const fitting = this.#free.findIndex((cache) => cache.tokens === tokens)
     if (fitting >= 0) return this.#free.splice(fitting, 1)[0]
     // What nobody uses makes room for what somebody does.
-    for (const { buffers } of this.#free.splice(0)) for (const buffer of buffers) buffer.destroy()
-    const { layers, kvHeads, headDim } = this.#config
+    for (const { buffers, gates } of this.#free.splice(0)) {
+      for (const buffer of [...buffers, ...gates]) buffer.destroy()
+    }
+    const { layers, kvHeads, headDim, experts } = this.#config
     const usage = GPUBufferUsage.STORAGE | GPUBufferUsage.COPY_SRC | GPUBufferUsage.COPY_DST
     const bytes = 4 * kvHeads * tokens * headDim
     const buffers = Array.from({ length: 2 * layers }, () => this.#device.buffer(bytes, usage))
-    return { tokens, buffers }
+    const gates = Array.from({ length: layers }, () => this.#device.buffer(4 * experts, usage))
+    return { tokens, buffers, gates }
   }
 }

@@ -16,12 +16,15 @@ import type { Device } from './device.ts'
 import type { Experts } from './experts.ts'
 import { INPUT, OUTPUT } from './graph.ts'
 import { Results } from './results.ts'
+import { Routing } from './routing.ts'
 import type { GpuSequence } from './sequence.ts'
 import { type Feeds, gpuTensor, idTensor, type Session, scalarTensor } from './session.ts'
 import type { Binding } from './weights.ts'
 
 /** Tokens of the longest run. */
 export const CHUNK = 128
+
+const NOTHING: Set<number> = new Set()
 
 export interface StepperParts {
   readonly config: ModelConfig
@@ -38,6 +41,7 @@ export class Stepper {
   readonly #device: Device
   readonly #session: Session
   readonly #experts: Experts
+  readonly #routing: Routing
   readonly #results: Results
   readonly #ahead: number
   readonly #weights: Feeds
@@ -48,6 +52,9 @@ export class Stepper {
   readonly #last = scalarTensor()
   readonly #total = scalarTensor()
   readonly #runs = new WeakMap<GpuSequence, { readonly feeds: Feeds; readonly fetches: Feeds }>()
+
+  readonly #token = new Int32Array(1)
+  #aside: Promise<void> | undefined
 
   #busy = false
   // Slots first .. end - 1 hold the tokens of a sequence that follow those it has.
@@ -64,6 +71,7 @@ export class Stepper {
     this.#device = device
     this.#session = session
     this.#experts = experts
+    this.#routing = new Routing(config, experts)
     this.#results = new Results(device, config, ahead, CHUNK)
     this.#weights = {}
     for (const { name, type, shape, buffer } of bindings) this.#weights[name] = gpuTensor(buffer, type, shape)
@@ -80,7 +88,7 @@ export class Stepper {
     if (tokens.length > 1) return this.#turn(sequence, () => this.#prefill(sequence, tokens, signal))
     const expected = this.#owner === sequence && tokens[0] === this.#likeliest
     this.#streak = expected ? this.#streak + 1 : 0
-    if (expected && this.#first < this.#end) return this.#take(sequence)
+    if (expected && this.#first < this.#end) return this.#take(sequence, this.#first++)
     return this.#turn(sequence, () => this.#decode(sequence, tokens[0], signal))
   }
 
@@ -117,22 +125,18 @@ export class Stepper {
     tokens: Int32Array,
     signal: AbortSignal | undefined,
   ): Promise<Logits> {
-    await this.#loadAlwaysOn(sequence, signal)
-    const { usage } = sequence
     for (let at = 0; at < tokens.length; at += CHUNK) {
       const chunk = tokens.slice(at, at + CHUNK)
-      let missed = 0
+      const fetched = await this.#fetchAlwaysOn(sequence, signal)
       for (;;) {
         throwIfCancelled(signal)
         await this.#run(sequence, sequence.length + at, chunk)
         const gates = await this.#results.readChunk(chunk.length)
-        const missing = this.#missing(gates, chunk.length)
-        if (missing.length === 0) {
-          this.#account(sequence, gates, chunk.length, missed)
-          break
-        }
-        missed += missing.length
-        await this.#experts.load(missing, usage, signal)
+        const missing = this.#routing.missing(gates, chunk.length)
+        // Where a limit keeps experts from coming, the policy allows to go on without them, or this throws.
+        if (missing.length > 0 && (await this.#fetch(missing, sequence, signal, fetched))) continue
+        this.#routing.account(sequence, gates, chunk.length, fetched)
+        break
       }
     }
     sequence.length += tokens.length
@@ -144,41 +148,82 @@ export class Stepper {
   }
 
   async #decode(sequence: GpuSequence, token: number, signal: AbortSignal | undefined): Promise<Logits> {
-    await this.#loadAlwaysOn(sequence, signal)
+    const waits = sequence.options.policy === 'exact'
+    const fetched = waits ? await this.#fetchAlwaysOn(sequence, signal) : NOTHING
     let count = Math.min(this.#ahead, this.#streak + 1, sequence.capacity - sequence.length)
-    let missed = 0
     for (;;) {
       throwIfCancelled(signal)
-      this.#device.gpu.queue.writeBuffer(this.#results.id, 0, Int32Array.of(token))
+      this.#token[0] = token
+      this.#device.gpu.queue.writeBuffer(this.#results.id, 0, this.#token)
       for (let slot = 0; slot < count; slot++) {
         await this.#run(sequence, sequence.length + slot)
         this.#results.keep(slot)
       }
       await this.#results.read(count)
-      const missing = this.#missing(this.#results.slot(0).gates, 1)
+      const missing = this.#routing.missing(this.#results.slot(0).gates, 1)
       if (missing.length === 0) break
-      missed += missing.length
+      if (!waits) {
+        this.#fetchAside(missing, sequence)
+        break
+      }
       count = 1
-      await this.#experts.load(missing, sequence.usage, signal)
+      await this.#fetch(missing, sequence, signal, fetched)
     }
-    // What was run ahead stands up to the first token that lacked an expert.
-    this.#first = 0
+    this.#first = 1
     this.#end = 1
-    while (this.#end < count && this.#missing(this.#results.slot(this.#end).gates, 1).length === 0)
+    // What was run ahead stands up to the first token that lacked an expert.
+    while (this.#end < count && this.#routing.missing(this.#results.slot(this.#end).gates, 1).length === 0) {
       this.#end++
-    sequence.usage.misses += missed
-    sequence.usage.hits -= missed
-    return this.#take(sequence)
+    }
+    return this.#take(sequence, 0, fetched)
   }
 
-  /** The next of the tokens that have been read: it is the sequence's now. */
-  #take(sequence: GpuSequence): Logits {
-    const { logits, gates, id } = this.#results.slot(this.#first)
-    this.#account(sequence, gates, 1, 0)
-    this.#first += 1
+  /** A token that has been read: it is the sequence's now. */
+  #take(sequence: GpuSequence, slot: number, fetched?: ReadonlySet<number>): Logits {
+    const { logits, gates, id } = this.#results.slot(slot)
+    this.#routing.account(sequence, gates, 1, fetched)
     this.#likeliest = id[0]
     sequence.length += 1
     return logits
+  }
+
+  /** Waits for experts, and notes them. @returns whether any has come */
+  async #fetch(
+    missing: readonly number[],
+    sequence: GpuSequence,
+    signal: AbortSignal | undefined,
+    fetched: Set<number>,
+  ): Promise<boolean> {
+    await this.#device.wait(this.#experts.load(missing, sequence, signal))
+    const come = missing.filter((key) => this.#experts.has(key))
+    for (const key of come) fetched.add(key)
+    return come.length > 0
+  }
+
+  /** Experts that a step does without, for the steps after it. That they cannot be had is told to whoever waits for one. */
+  #fetchAside(missing: readonly number[], sequence: GpuSequence): void {
+    if (!sequence.options.lookahead || this.#aside) return
+    this.#aside = this.#experts
+      .load(missing, sequence, undefined)
+      .catch(() => {})
+      .finally(() => {
+        this.#aside = undefined
+      })
+  }
+
+  /** Where there are no gates every expert is needed, and that is known before. @returns the keys of those that came */
+  async #fetchAlwaysOn(sequence: GpuSequence, signal: AbortSignal | undefined): Promise<Set<number>> {
+    const fetched = new Set<number>()
+    const { gate, layers, experts } = this.#config
+    if (gate.kind !== 'all' || this.#experts.complete) return fetched
+    const missing = Array.from({ length: layers * experts }, (_, key) => key)
+    await this.#fetch(
+      missing.filter((key) => !this.#experts.has(key)),
+      sequence,
+      signal,
+      fetched,
+    )
+    return fetched
   }
 
   /** Appends tokens, or the one that lies on the GPU already; overwrites what may be there. */
@@ -198,17 +243,19 @@ export class Stepper {
     if (known) return known
     const { cache } = sequence
     if (!cache) throw new RangeError('the sequence is closed')
-    const { layers, kvHeads, headDim } = this.#config
+    const { layers, kvHeads, headDim, experts, gate } = this.#config
     const feeds: Feeds = {
       ...this.#weights,
       [INPUT.last]: this.#last.tensor,
       [INPUT.total]: this.#total.tensor,
     }
     const fetches: Feeds = { [OUTPUT.logits]: this.#logits }
+    const gateShape = [gate.kind === 'clamped_linear' ? experts : 1]
     for (let layer = 0; layer < layers; layer++) {
       const [keys, values] = [0, 1].map((i) =>
         gpuTensor(cache.buffers[2 * layer + i], 'float32', [1, kvHeads, cache.tokens, headDim]),
       )
+      if (gate.kind !== 'all') feeds[INPUT.gate(layer)] = gpuTensor(cache.gates[layer], 'float32', gateShape)
       // What a run appends it writes where it lies.
       feeds[INPUT.keys(layer)] = keys
       fetches[OUTPUT.keys(layer)] = keys
@@ -226,62 +273,4 @@ export class Stepper {
       ? undefined
       : gpuTensor(this.#results.gates, 'float32', [layers, tokens, experts])
   }
-
-  /** Keys of the experts that gates routed and that have not come. @param gates g, [layers, tokens, experts] */
-  #missing(gates: Float32Array, tokens: number): number[] {
-    if (this.#experts.complete) return []
-    const { layers, experts } = this.#config
-    const missing: number[] = []
-    for (let layer = 0; layer < layers; layer++) {
-      for (let expert = 0; expert < experts; expert++) {
-        const key = layer * experts + expert
-        if (!this.#experts.has(key) && isRouted(gates, layer, expert, tokens, experts)) missing.push(key)
-      }
-    }
-    return missing
-  }
-
-  /** Where there are no gates every expert is needed, and that is known before. */
-  async #loadAlwaysOn({ usage }: GpuSequence, signal: AbortSignal | undefined): Promise<void> {
-    const { gate, layers, experts } = this.#config
-    if (gate.kind !== 'all' || this.#experts.complete) return
-    const keys = Array.from({ length: layers * experts }, (_, key) => key).filter(
-      (key) => !this.#experts.has(key),
-    )
-    usage.misses += keys.length
-    usage.hits -= keys.length
-    await this.#experts.load(keys, usage, signal)
-  }
-
-  /** @param missed experts of these tokens that had to be fetched */
-  #account({ usage }: GpuSequence, gates: Float32Array, tokens: number, missed: number): void {
-    const { gate, layers, experts } = this.#config
-    usage.possible += tokens * layers * experts
-    usage.misses += missed
-    usage.hits -= missed
-    if (gate.kind === 'all') {
-      usage.activated += tokens * layers * experts
-      usage.hits += layers * experts
-      return
-    }
-    for (let i = 0; i < gates.length; i++) if (gates[i] > 0) usage.activated += 1
-    for (let layer = 0; layer < layers; layer++) {
-      for (let expert = 0; expert < experts; expert++) {
-        if (isRouted(gates, layer, expert, tokens, experts)) usage.hits += 1
-      }
-    }
-  }
-}
-
-function isRouted(
-  gates: Float32Array,
-  layer: number,
-  expert: number,
-  tokens: number,
-  experts: number,
-): boolean {
-  for (let token = 0; token < tokens; token++) {
-    if (gates[(layer * tokens + token) * experts + expert] > 0) return true
-  }
-  return false
 }

@@ -37,19 +37,19 @@ export class GpuWeights {
   readonly #unpacker: Unpacker
   readonly #matrices = new Map<string, Stored>()
   readonly #tensors: ReadonlyMap<string, TrunkTensor>
-  readonly #trunk: DataView
+  /** The trunk's float tensors, as they lie in a pack. */
+  readonly #floats = new Map<string, Uint8Array<ArrayBuffer>>()
   /** An expert's shard, then the row scales of its gate, up and down rows. */
   readonly #staging: GPUBuffer
   /** What graphs have asked for so far. */
   readonly #bindings = new Map<string, Binding>()
 
-  private constructor(manifest: Manifest, trunk: Uint8Array<ArrayBuffer>, device: Device) {
+  private constructor(manifest: Manifest, device: Device) {
     const { config, experts } = manifest
     this.#manifest = manifest
     this.#device = device
     this.#unpacker = new Unpacker(device)
     this.#tensors = new Map(manifest.trunk.tensors.map((tensor) => [tensor.name, tensor]))
-    this.#trunk = new DataView(trunk.buffer, trunk.byteOffset, trunk.byteLength)
     const scales = 4 * (2 * config.expertUnits + config.hidden)
     this.#staging = device.buffer(experts.bytes + scales, GPUBufferUsage.STORAGE | GPUBufferUsage.COPY_DST)
     this.#allocate(embedding(config), 'embed')
@@ -67,7 +67,7 @@ export class GpuWeights {
   /**
    * Reserves all of the model's memory and fills the trunk.
    *
-   * @param trunk the trunk image; `floats` reads it, so it stays until the graphs are made
+   * @param trunk the trunk image, which is not needed afterwards
    * @throws SparsedgeError `memory_exhausted`
    */
   static async create(
@@ -75,8 +75,11 @@ export class GpuWeights {
     trunk: Uint8Array<ArrayBuffer>,
     device: Device,
   ): Promise<GpuWeights> {
-    const weights = await device.allocating(() => new GpuWeights(manifest, trunk, device))
-    await device.allocating(() => weights.#placeTrunk())
+    const weights = await device.allocating(() => new GpuWeights(manifest, device))
+    for (const tensor of manifest.trunk.tensors) {
+      if (tensor.layout === 'f32') weights.#floats.set(tensor.name, bytesOf(trunk, tensor).slice())
+    }
+    await device.allocating(() => weights.#placeTrunk(trunk))
     return weights
   }
 
@@ -88,7 +91,7 @@ export class GpuWeights {
   /** A graph's weights, quantised as they are. */
   get graph(): Weights {
     return {
-      floats: (name) => this.#floats(name),
+      floats: (name) => this.#numbers(name),
       rows: (graph, matrix, ids) => this.#rows(graph, matrix, ids),
       multiply: (graph, matrix, x) => this.#multiply(graph, matrix, x),
     }
@@ -158,27 +161,36 @@ export class GpuWeights {
     this.#matrices.set(name, { codes, scales, rows, blocks, planes })
   }
 
-  #placeTrunk(): void {
+  #placeTrunk(trunk: Uint8Array<ArrayBuffer>): void {
+    const place = (matrix: Matrix, tensor: string, from?: number, scales?: string) =>
+      this.#placeTensor(trunk, matrix, tensor, from, scales)
     const { config } = this.#manifest
-    this.#placeTensor(embedding(config), 'embed')
-    if (!config.tiedHead) this.#placeTensor(head(config), 'head')
+    place(embedding(config), 'embed')
+    if (!config.tiedHead) place(head(config), 'head')
     for (let layer = 0; layer < config.layers; layer++) {
       const { qkv, output, shared } = layerMatrices(config, layer)
-      this.#placeTensor(qkv, qkv.name)
-      this.#placeTensor(output, output.name)
+      place(qkv, qkv.name)
+      place(output, output.name)
       if (!shared) continue
-      this.#placeTensor(shared.gate, `layers.${layer}.shared.gate_up`)
-      this.#placeTensor(shared.up, `layers.${layer}.shared.gate_up`, shared.gate.rows)
-      this.#placeTensor(shared.down, shared.down.name, 0, `layers.${layer}.down.row_scale`)
+      place(shared.gate, `layers.${layer}.shared.gate_up`)
+      place(shared.up, `layers.${layer}.shared.gate_up`, shared.gate.rows)
+      place(shared.down, shared.down.name, 0, `layers.${layer}.down.row_scale`)
     }
   }
 
   /** Fills a matrix with a tensor's rows from `from` on. */
-  #placeTensor(matrix: Matrix, tensor: string, from = 0, scales = rowScale(tensor)): void {
-    const { layout, shape } = this.#find(tensor)
+  #placeTensor(
+    trunk: Uint8Array<ArrayBuffer>,
+    matrix: Matrix,
+    tensor: string,
+    from = 0,
+    scales = rowScale(tensor),
+  ): void {
+    const found = this.#find(tensor)
+    const { layout, shape } = found
     if (layout === 'f32') throw new TypeError(`tensor ${tensor} is not quantised`)
     const { queue } = this.#device.gpu
-    const tiles = this.#bytes(tensor)
+    const tiles = bytesOf(trunk, found)
     const rowScales = this.#bytes(scales)
     const source = this.#device.buffer(
       tiles.length + rowScales.length,
@@ -232,16 +244,15 @@ export class GpuWeights {
   }
 
   #bytes(name: string): Uint8Array<ArrayBuffer> {
-    const tensor = this.#find(name)
-    const { buffer, byteOffset } = this.#trunk
-    if (!(buffer instanceof ArrayBuffer)) throw new TypeError('the trunk is in shared memory')
-    return new Uint8Array(buffer, byteOffset + tensor.offset, tensorBytes(tensor))
+    const bytes = this.#floats.get(name)
+    if (!bytes) throw new TypeError(`the trunk has no float tensor ${name}`)
+    return bytes
   }
 
-  #floats(name: string): Float32Array {
-    const { offset, shape } = this.#find(name)
-    const length = shape.reduce((product, size) => product * size, 1)
-    return Float32Array.from({ length }, (_, i) => this.#trunk.getFloat32(offset + 4 * i, true))
+  #numbers(name: string): Float32Array<ArrayBuffer> {
+    const { buffer, byteOffset, byteLength } = this.#bytes(name)
+    const view = new DataView(buffer, byteOffset, byteLength)
+    return Float32Array.from({ length: byteLength / 4 }, (_, i) => view.getFloat32(4 * i, true))
   }
 
   // ---- Nodes ------------------------------------------------------------------------------------------------------
@@ -292,4 +303,8 @@ export class GpuWeights {
     this.#bindings.set(name, { name, type, shape, buffer })
     return graph.input(name, type, shape)
   }
+}
+
+function bytesOf(trunk: Uint8Array<ArrayBuffer>, tensor: TrunkTensor): Uint8Array<ArrayBuffer> {
+  return trunk.subarray(tensor.offset, tensor.offset + tensorBytes(tensor))
 }
