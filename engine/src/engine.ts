@@ -2,6 +2,7 @@
  * @module
  * A model that can be asked: its pack, its text and its backend put together, shared by all requests.
  */
+import type { BackendName } from '#backends'
 import type { BackendFactory } from './backends/backend.ts'
 import { SparsedgeError } from './errors.ts'
 import { generate, type Model } from './generate.ts'
@@ -28,7 +29,8 @@ export interface EngineOptions {
   readonly store: ShardStore
   /** The name of the pack. */
   readonly model: string
-  readonly backend: BackendFactory
+  /** A factory, or a name: `wasm`, `webgpu`, or `auto` for the faster of them here. Names are not for Workers. */
+  readonly backend: BackendFactory | BackendName
   /** Requests that may be here at once, running or waiting for memory; one more is refused with `queue_full`. */
   readonly queue?: number
   /** Stops the loading. */
@@ -135,7 +137,7 @@ export class Engine {
 export async function createEngine({
   store,
   model: name,
-  backend: createBackend,
+  backend,
   queue = DEFAULT_QUEUE,
   signal,
 }: EngineOptions): Promise<Engine> {
@@ -149,13 +151,14 @@ export async function createEngine({
       const message = `the manifest under this name is that of "${manifest.name}"; publish each under its own`
       throw new SparsedgeError('manifest_malformed', message)
     }
-    const [text, backend] = await Promise.all([
+    const createBackend = typeof backend === 'string' ? await named(backend) : backend
+    const [text, created] = await Promise.all([
       loadText(manifest, trusted, stop),
       createBackend({ manifest, store: trusted }, stop),
     ])
     const scratch = new SamplingScratch(manifest.config.vocab)
     return new Engine(manifest, {
-      backend,
+      backend: created,
       text,
       scratch,
       admission: new Admission(queue),
@@ -166,6 +169,12 @@ export async function createEngine({
     failed.abort()
     throw cause instanceof SparsedgeError ? cause.at({ model: name }) : cause
   }
+}
+
+/** Loaded only where a name is used: a bundle with factories alone holds no backend but theirs. */
+async function named(name: BackendName): Promise<BackendFactory> {
+  const { namedBackend } = await import('#backends')
+  return namedBackend(name)
 }
 
 async function loadText(

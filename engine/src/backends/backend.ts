@@ -29,7 +29,7 @@ export interface Backend {
   /** The model's, but for `context`: that is at most what the longest sequence of this backend can hold. */
   readonly config: ModelConfig
   /** Absent where every expert is always in memory. */
-  readonly residency?: ResidencyControl
+  readonly residency?: ResidencyControl | undefined
 
   /**
    * Reserves the memory of a sequence of up to `capacity` tokens.
