@@ -9,6 +9,8 @@ import { type Browser, chromium } from 'playwright-core'
 const NAMES = ['chromium', 'chromium-browser', 'google-chrome', 'google-chrome-stable']
 const ELSEWHERE = ['/Applications/Google Chrome.app/Contents/MacOS/Google Chrome']
 
+const SOFTWARE_GPU = ['--enable-unsafe-webgpu', '--use-webgpu-adapter=swiftshader']
+
 /** @throws Error that says how to get it */
 export function chromiumPath(): string {
   const folders = (process.env.PATH ?? '').split(delimiter)
@@ -20,12 +22,16 @@ export function chromiumPath(): string {
   return found
 }
 
-/** Starts it without a window. The caller closes it. */
-export function launchChromium(): Promise<Browser> {
+/**
+ * Starts it without a window. The caller closes it.
+ *
+ * @param gpu with WebGPU on Chromium's own software adapter, the same on every machine
+ */
+export function launchChromium({ gpu = false } = {}): Promise<Browser> {
   return chromium.launch({
     executablePath: chromiumPath(),
     // Containers have no sandbox of their own to offer.
-    args: ['--no-sandbox', '--disable-gpu', '--disable-dev-shm-usage'],
+    args: ['--no-sandbox', '--disable-dev-shm-usage', ...(gpu ? SOFTWARE_GPU : ['--disable-gpu'])],
   })
 }
 

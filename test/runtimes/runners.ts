@@ -16,8 +16,8 @@ import { serveFolders } from './server.ts'
 import type { runProbe } from './web.ts'
 
 const exec = promisify(execFile)
-const HERE = fileURLToPath(new URL('.', import.meta.url))
-const DIST = join(ROOT, 'engine', 'dist')
+export const HERE = fileURLToPath(new URL('.', import.meta.url))
+export const DIST = join(ROOT, 'engine', 'dist')
 
 /** Where the packs are. */
 export interface Packs {
@@ -96,7 +96,7 @@ export async function systemNode(): Promise<{ program: string; version: string }
     : undefined
 }
 
-async function bundle(
+export async function bundle(
   entry: string,
   options: { platform: 'node' | 'browser'; outfile?: string; globalName?: string },
 ): Promise<string> {
@@ -113,7 +113,7 @@ async function bundle(
 }
 
 /** Runs a program and parses the JSON that it prints. */
-async function print(program: string, args: readonly string[]): Promise<ProbeResult[]> {
+export async function print<T = ProbeResult[]>(program: string, args: readonly string[]): Promise<T> {
   const { stdout } = await exec(program, args, { maxBuffer: 16 * 1024 * 1024 })
   return JSON.parse(stdout)
 }

@@ -1,0 +1,142 @@
+/**
+ * The WebGPU backend beside the WASM backend in real runtimes, on whatever adapter they find: a software one will do.
+ */
+
+import { mkdtemp, rm } from 'node:fs/promises'
+import { createRequire } from 'node:module'
+import { tmpdir } from 'node:os'
+import { dirname, join } from 'node:path'
+import { directoryTarget } from '@sparsedge/weights-tool/push/directory'
+import { push } from '@sparsedge/weights-tool/push/push'
+import { afterAll, beforeAll, describe, expect, test } from 'vitest'
+import { launchChromium } from '../../chromium.ts'
+import { GATES, type TinyPackOptions, tinyPack } from '../../fixtures/tiny.ts'
+import { BIN } from '../../processes.ts'
+import { bundle, DIST, HERE, print } from '../runners.ts'
+import { serveFolders } from '../server.ts'
+import type { GpuResult } from './probe.ts'
+
+const ONNXRUNTIME = dirname(createRequire(import.meta.url).resolve('onnxruntime-web/webgpu'))
+
+/** Between them they have gates of both sources and every kind, shares from a quarter to one, and every layout. */
+const PACKS: readonly TinyPackOptions[] = [
+  { name: 'gpu-look-ahead', layers: 2, gate: GATES.clampedLookAhead },
+  { name: 'gpu-two-of-four', layers: 2, gate: GATES.softmaxTopK, sharedUnits: 32, tiedHead: false },
+  {
+    name: 'gpu-one-of-four',
+    layers: 2,
+    gate: { ...GATES.renormalisedTopK, selection: { by: 'top_k', k: 1 } },
+    layouts: { embedding: 'q4' },
+  },
+  {
+    name: 'gpu-threshold',
+    layers: 2,
+    gate: GATES.softmaxThreshold,
+    layouts: { attention: 'q8', experts: 'q8' },
+  },
+]
+/** Half a minute on a machine that does nothing else. */
+const PATIENCE_MS = 600_000
+const MODELS = PACKS.map(({ name = '' }) => name)
+
+/** Packs, kernels and onnxruntime under one address. */
+const runtimes: { name: string; run: (folders: readonly string[]) => Promise<GpuResult> }[] = [
+  { name: 'Deno', run: deno },
+  { name: 'Chromium', run: chromium },
+]
+
+let directory: string
+beforeAll(async () => {
+  directory = await mkdtemp(join(tmpdir(), 'sparsedge-gpu-'))
+  for (const options of PACKS) {
+    const { manifest, store } = await tinyPack(options)
+    await push({ path: '', manifest, store }, directoryTarget(directory))
+  }
+})
+afterAll(() => rm(directory, { recursive: true, force: true }))
+
+describe.each(runtimes)('$name', ({ run }) => {
+  let result: GpuResult
+  beforeAll(async () => {
+    result = await run([directory, DIST, ONNXRUNTIME])
+    console.log(JSON.stringify(result, null, 1))
+  }, PATIENCE_MS)
+
+  test('forced decoding agrees with the reference, and with WASM as far as the reference does', () => {
+    expect(result.forced.map(({ model }) => model)).toEqual(MODELS)
+    expect(sum(result.forced.map(({ tokens }) => tokens))).toBeGreaterThanOrEqual(512)
+    for (const { reference, wasm, between } of result.forced) {
+      expect(reference.top1).toBeGreaterThanOrEqual(0.99)
+      expect(reference.kl).toBeLessThan(1e-6)
+      expect(Math.abs(reference.share)).toBeLessThan(1e-3)
+      // What separates the two is WASM's int8 activations; on random weights they change one likeliest token in fifty.
+      expect(Math.abs(wasm.kl - between.kl)).toBeLessThan(1e-5)
+      expect(Math.abs(wasm.top1 - between.top1)).toBeLessThan(0.01)
+    }
+  })
+
+  test('fetching experts when they are routed gives the bits of having them all', () => {
+    for (const { misses, missesWhenResident, sameWhenResident } of result.forced) {
+      expect(misses).toBeGreaterThan(0)
+      expect(missesWhenResident).toBe(0)
+      expect(sameWhenResident).toBe(1)
+    }
+  })
+
+  test('reads back once a token, and less often where tokens are run ahead', () => {
+    for (const { readbacks } of result.forced) expect(readbacks).toBeLessThanOrEqual(1)
+    expect(result.ahead.readbacks).toBeLessThan(16)
+    expect(result.ahead.same).toBe(true)
+  })
+
+  test('goes on with the same text when the device is lost', () => {
+    const { wasm, webgpu, lost } = result.text
+    expect(webgpu).toEqual({ text: wasm.text, backend: 'webgpu' })
+    expect(lost).toEqual(wasm)
+    expect(wasm.text).not.toBe('')
+  })
+
+  test('fails with codes', () => {
+    expect(result.codes).toEqual({
+      sequence: 'memory_exhausted',
+      tensor: 'memory_exhausted',
+      lost: 'device_lost',
+    })
+  })
+})
+
+async function deno(folders: readonly string[]): Promise<GpuResult> {
+  const server = await serveFolders(folders, '')
+  try {
+    const { host } = new URL(server.address)
+    const args = [
+      'run',
+      '--no-prompt',
+      `--allow-net=${host}`,
+      '--allow-read',
+      '--allow-env',
+      join(HERE, 'gpu', 'deno.ts'),
+    ]
+    return await print<GpuResult>(join(BIN, 'deno'), [...args, server.address, JSON.stringify(MODELS)])
+  } finally {
+    await server.close()
+  }
+}
+
+async function chromium(folders: readonly string[]): Promise<GpuResult> {
+  const script = await bundle('gpu/web.ts', { platform: 'browser' })
+  const server = await serveFolders(folders, script)
+  const browser = await launchChromium({ gpu: true })
+  try {
+    const page = await browser.newPage()
+    await page.goto(server.address)
+    // As text: the test runner would rewrite the import of a function.
+    const call = `runGpuProbe(${JSON.stringify(server.address)}, ${JSON.stringify(MODELS)}, false)`
+    return await page.evaluate<GpuResult>(`import('/script.js').then((module) => module.${call})`)
+  } finally {
+    await browser.close()
+    await server.close()
+  }
+}
+
+const sum = (numbers: readonly number[]) => numbers.reduce((total, n) => total + n, 0)
