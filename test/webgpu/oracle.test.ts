@@ -1,8 +1,11 @@
 /**
  * The graph that the WebGPU backend runs, against the reference backend: with float weights, on onnxruntime's CPU kernels.
  */
+import type { GateConfig } from '@sparsedge/engine/model/config'
+import { gateRule } from '@sparsedge/engine/model/selection'
 import { packWeights } from '@sparsedge/engine/pack/weights'
 import { referenceBackend } from '@sparsedge/engine/reference'
+import { DEFAULT_EXPERTS, type ExpertSelection } from '@sparsedge/engine/request'
 import { describe, expect, it } from 'vitest'
 import { GATES, type TinyPackOptions, tinyPack } from '../fixtures/tiny.ts'
 import { tinyTokens } from '../wasm/wasm.ts'
@@ -17,6 +20,13 @@ const VARIANTS: Record<string, TinyPackOptions> = {
   'one layer': { layers: 1 },
   'scaled rotations': { ropeScale: 1.2 },
 }
+/** What requests may ask of a gate. */
+const SELECTIONS: [string, GateConfig, ExpertSelection][] = [
+  ['a share', { ...GATES.clampedLookAhead, offsets: { '0.2': [-0.2, -0.4, -0.3] } }, { share: 0.2 }],
+  ['a threshold', GATES.softmaxThreshold, { threshold: 1.3 }],
+  ['one expert', GATES.softmaxTopK, { topK: 1 }],
+  ['three experts, renormalised', GATES.renormalisedTopK, { topK: 3 }],
+]
 const tokens = tinyTokens(70)
 const sizes = [33, 1, 1, 34, 1]
 
@@ -33,6 +43,16 @@ describe.each(Object.entries(VARIANTS))('a tiny model with %s', (_, options) => 
       at += size
     }
   })
+})
+
+it.each(SELECTIONS)('does as the reference does when a request asks for %s', async (_, gate, selection) => {
+  const { manifest, store } = await tinyPack({ gate })
+  const reference = await referenceBackend()({ manifest, store })
+  const sequence = reference.open(tokens.length, { ...DEFAULT_EXPERTS, selection })
+  const expected = Float32Array.from(await reference.step(sequence, tokens))
+  const rule = gateRule(manifest.config, selection)
+  const [actual] = await oracleLogits(packWeights(manifest, store), tokens, [tokens.length], rule)
+  expect(largestDifference(expected, actual)).toBeLessThan(1e-4)
 })
 
 function largestDifference(a: Float32Array, b: Float32Array): number {
