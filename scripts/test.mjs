@@ -26,6 +26,7 @@ const CHECKS = [
   ['chromium', 'node', ['test/chromium.ts']],
   ['format and lint', 'biome', ['check', '.']],
   ['types', 'tsc', ['--noEmit']],
+  ['types of a page', 'tsc', ['--noEmit', '-p', 'test/runtimes/browser']],
 ]
 
 const { only, filters } = parseCommandLine()

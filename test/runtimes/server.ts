@@ -11,11 +11,17 @@ export interface StaticServer {
   close(): Promise<void>
 }
 
-/** Serves the files of several folders as if they were one, and `script` as a page's. */
-export async function serveFolders(folders: readonly string[], script: string): Promise<StaticServer> {
+const EMPTY = '<!doctype html><script type="module" src="/script.js"></script>'
+
+/** Serves the files of several folders as if they were one, and a page with its script. */
+export async function serveFolders(
+  folders: readonly string[],
+  script: string,
+  page = EMPTY,
+): Promise<StaticServer> {
   const app = new Hono()
+  app.get('/', (c) => c.html(page))
   for (const root of folders) app.use(serveStatic({ root }))
-  app.get('/', (c) => c.html('<!doctype html><script type="module" src="/script.js"></script>'))
   app.get('/script.js', (c) => c.body(script, 200, { 'content-type': 'text/javascript' }))
   return new Promise((resolve) => {
     const server = serve({ fetch: app.fetch, hostname: '127.0.0.1', port: 0 }, ({ port }) =>

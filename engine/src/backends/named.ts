@@ -26,7 +26,8 @@ export interface NamedOptions {
   readonly onnxruntimePath?: string
   /** The most WASM memory; by default 2 GiB, of which only what the model needs is taken. */
   readonly memoryBytes?: number
-  /** Tokens of all open sequences together; by default 4,096, or the model's own context if that is shorter. */
+  /** Tokens of all open sequences together; by default as many as the backend has by default, and 4,096 where there are two,
+   * or the model's own context if that is shorter. */
   readonly contextTokens?: number
   /** Told why the GPU was not taken, or given up. */
   readonly onFallback?: (reason: SparsedgeError) => void
@@ -39,23 +40,25 @@ const AHEAD = 8
 
 /** @throws SparsedgeError from the factory, as the backend's own does */
 export function namedBackend(name: BackendName, options: NamedOptions = {}): BackendFactory {
-  const wasm: BackendFactory = async (pack, signal) => {
-    const { config } = pack.manifest
-    return wasmBackend({
+  /** Two backends must hold the same sequences. */
+  const contextOf = ({ config }: Manifest) => {
+    const both = name === 'wasm' ? undefined : Math.min(config.context, DEFAULT_CONTEXT_TOKENS)
+    const contextTokens = options.contextTokens ?? both
+    return contextTokens === undefined ? {} : { contextTokens }
+  }
+  const wasm: BackendFactory = async (pack, signal) =>
+    wasmBackend({
       modules: options.modules ?? (await loadKernels(options.kernelsUrl)),
       memoryBytes: options.memoryBytes ?? DEFAULT_MEMORY_BYTES,
-      contextTokens: options.contextTokens ?? Math.min(config.context, DEFAULT_CONTEXT_TOKENS),
+      ...contextOf(pack.manifest),
     })(pack, signal)
-  }
   if (name === 'wasm') return wasm
   const webgpu: BackendFactory = async (pack, signal) => {
     // Only whoever wants a GPU loads what it takes.
     const { webgpuBackend } = await import('./webgpu/index.ts')
-    const { contextTokens = DEFAULT_CONTEXT_TOKENS, onnxruntimePath } = options
-    return webgpuBackend({ contextTokens, ...(onnxruntimePath !== undefined && { onnxruntimePath }) })(
-      pack,
-      signal,
-    )
+    const { onnxruntimePath } = options
+    const path = onnxruntimePath === undefined ? {} : { onnxruntimePath }
+    return webgpuBackend({ ...contextOf(pack.manifest), ...path })(pack, signal)
   }
   const lasting = withFallback(webgpu, wasm, options.onFallback)
   if (name === 'webgpu') return lasting

@@ -8,11 +8,12 @@
  * | `STORE` | a directory that `weights-tool push` wrote, or the http(s) address of one |
  * | `PORT`, `HOST` | default 8787 on localhost |
  * | `MEMORY_MIB` | the most WebAssembly memory for trunk, experts, keys and values; default 2048, of which only what the model needs is taken |
+ * | `BACKEND` | `wasm`, the default: the same bits on every machine; `webgpu`; or `auto`, the faster of them here |
  * | and those of settings.ts | |
  */
 import { readFile } from 'node:fs/promises'
 import { createEngine } from '@sparsedge/engine'
-import { supportsRelaxedSimd, type WasmModules, wasmBackend } from '@sparsedge/engine/backends/wasm/index'
+import { loadKernels, namedBackend } from '@sparsedge/engine/backends/named'
 import { parseManifest } from '@sparsedge/engine/pack/manifest'
 import { withDeadline } from '@sparsedge/engine/store/deadline'
 import { fsStore } from '@sparsedge/engine/store/fs'
@@ -27,10 +28,11 @@ const Place = z.object({
   PORT: optional(z.coerce.number().int().min(0).max(65_535)).default(8787),
   HOST: optional(z.string()).default('localhost'),
   MEMORY_MIB: optional(z.coerce.number().int().min(1).max(4095)).default(2048),
+  BACKEND: optional(z.enum(['auto', 'wasm', 'webgpu'])).default('wasm'),
 })
 
 /**
- * @throws Error where the environment is not set up, or the engine has not been built; SparsedgeError where the store does
+ * @throws Error where the environment is not set up; SparsedgeError where the engine has not been built, or the store does
  * not have the model
  */
 export async function localApp(
@@ -40,11 +42,11 @@ export async function localApp(
   const place = Place.safeParse(environment)
   if (!place.success) throw new Error(`the environment is not set up:\n${z.prettifyError(place.error)}`)
   const { MODEL: model, CONTEXT_TOKENS: contextTokens } = settings
-  const { STORE, HOST, PORT, MEMORY_MIB } = place.data
+  const { STORE, HOST, PORT, MEMORY_MIB, BACKEND } = place.data
   const store = /^https?:/.test(STORE) ? httpStore(STORE) : fsStore(STORE)
   // A server that was set up wrongly is told now, not its first client later.
   parseManifest(await withDeadline(store).manifest(model))
-  const modules = await readModules()
+  const modules = await loadKernels()
   const app = createApp({
     ...appSettings(settings),
     page: await readFile(new URL('../playground/index.html', import.meta.url), 'utf8'),
@@ -53,27 +55,14 @@ export async function localApp(
         createEngine({
           store,
           model,
-          backend: wasmBackend({
+          backend: namedBackend(BACKEND, {
             modules,
             memoryBytes: MEMORY_MIB * 2 ** 20,
             ...(contextTokens && { contextTokens }),
+            onFallback: ({ message }) => console.error(`WASM instead of the GPU: ${message}`),
           }),
         }),
     },
   })
   return { app, hostname: HOST, port: PORT }
-}
-
-/** A runtime without relaxed SIMD gets the plain build alone. */
-async function readModules(): Promise<WasmModules> {
-  const compile = async (name: string) => {
-    const bytes = await readFile(new URL(`../../../engine/dist/${name}.wasm`, import.meta.url))
-    return new WebAssembly.Module(bytes)
-  }
-  try {
-    const plain = await compile('plain')
-    return supportsRelaxedSimd() ? { plain, relaxed: await compile('relaxed') } : { plain }
-  } catch (cause) {
-    throw new Error('the engine is not built: run `npm run build`', { cause })
-  }
 }

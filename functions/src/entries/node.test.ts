@@ -145,6 +145,7 @@ describe('the entry', () => {
     [{ STORE: '' }, 'STORE'],
     [{ PORT: 'x' }, 'PORT'],
     [{ MEMORY_MIB: '9999' }, 'MEMORY_MIB'],
+    [{ BACKEND: 'cuda' }, 'BACKEND'],
     [{ MODEL: 'nobody' }, 'there is no model "nobody" in the fs store'],
     [{ STORE: 'http://127.0.0.1:9/' }, 'the http store failed'],
   ])('does not start with %j, and says why', async (env, name) => {

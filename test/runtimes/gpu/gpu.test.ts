@@ -3,20 +3,20 @@
  */
 
 import { mkdtemp, rm } from 'node:fs/promises'
-import { createRequire } from 'node:module'
 import { tmpdir } from 'node:os'
-import { dirname, join } from 'node:path'
+import { join } from 'node:path'
 import { directoryTarget } from '@sparsedge/weights-tool/push/directory'
 import { push } from '@sparsedge/weights-tool/push/push'
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
+import { z } from 'zod'
 import { launchChromium } from '../../chromium.ts'
 import { GATES, type TinyPackOptions, tinyPack } from '../../fixtures/tiny.ts'
 import { BIN } from '../../processes.ts'
+import { startEntry } from '../../servers.ts'
+import { ONNXRUNTIME, servePage } from '../browser/serve.ts'
 import { bundle, DIST, HERE, print } from '../runners.ts'
 import { serveFolders } from '../server.ts'
 import type { GpuResult } from './probe.ts'
-
-const ONNXRUNTIME = dirname(createRequire(import.meta.url).resolve('onnxruntime-web/webgpu'))
 
 /** Between them they have gates of both sources and every kind, shares from a quarter to one, and every layout. */
 const PACKS: readonly TinyPackOptions[] = [
@@ -44,6 +44,8 @@ const runtimes: { name: string; run: (folders: readonly string[]) => Promise<Gpu
   { name: 'Deno', run: deno },
   { name: 'Chromium', run: chromium },
 ]
+
+const Completion = z.object({ choices: z.array(z.object({ text: z.string() })) })
 
 let directory: string
 beforeAll(async () => {
@@ -104,6 +106,59 @@ describe.each(runtimes)('$name', ({ run }) => {
     })
   })
 })
+
+test(
+  'Deno’s entry answers on the GPU what it answers on WASM',
+  async () => {
+    const answer = async (backend: string) => {
+      const server = await startEntry('deno', { MODEL: MODELS[0], STORE: directory, BACKEND: backend })
+      try {
+        const response = await fetch(`${server.url}/v1/completions`, {
+          method: 'POST',
+          headers: { 'Content-Type': 'application/json' },
+          body: JSON.stringify({ model: MODELS[0], prompt: 'one and two', max_tokens: 6, temperature: 0 }),
+        })
+        return Completion.parse(await response.json()).choices[0].text
+      } finally {
+        await server.stop()
+      }
+    }
+    const [wasm, webgpu] = [await answer('wasm'), await answer('webgpu')]
+    expect(webgpu).toBe(wasm)
+    expect(webgpu).not.toBe('')
+  },
+  PATIENCE_MS,
+)
+
+test(
+  'a page loads a pack over HTTP and generates on either backend',
+  async () => {
+    const server = await servePage(directory)
+    const browser = await launchChromium({ gpu: true })
+    try {
+      const page = await browser.newPage()
+      await page.goto(server.address)
+      await page.getByLabel('Model').fill(MODELS[0])
+      await page.getByLabel('Prompt').fill('one and two')
+      const generate = async (backend: string, name: RegExp) => {
+        await page.getByLabel('Backend').selectOption(backend)
+        await page.getByRole('button').click()
+        await page.getByRole('status').filter({ hasText: name }).waitFor({ timeout: PATIENCE_MS })
+        return page.locator('output').textContent()
+      }
+      const text = await generate('wasm', /^wasm-\w+: \d+ tokens/)
+      expect(text).not.toBe('')
+      expect(await generate('webgpu', /^webgpu: \d+ tokens/)).toBe(text)
+      await generate('auto', /^(wasm-\w+|webgpu): \d+ tokens/)
+      await page.getByLabel('Model').fill('nobody')
+      await generate('auto', /^unknown_model/)
+    } finally {
+      await browser.close()
+      await server.close()
+    }
+  },
+  PATIENCE_MS,
+)
 
 async function deno(folders: readonly string[]): Promise<GpuResult> {
   const server = await serveFolders(folders, '')
