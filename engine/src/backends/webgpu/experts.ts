@@ -34,8 +34,8 @@ export class Experts implements ResidencyControl {
   /** 1 where an expert is in its place, [layers, experts]. */
   readonly #resident: Uint8Array
   #missing: number
-  /** Steps so far, and those that used an expert, [layers, experts]. */
-  #steps = 0
+  /** Tokens so far, and those that routed an expert, [layers, experts]. */
+  #tokens = 0
   readonly #uses: Float64Array
 
   constructor(manifest: Manifest, store: ShardStore, weights: GpuWeights) {
@@ -58,13 +58,13 @@ export class Experts implements ResidencyControl {
     return this.#resident[key] === 1
   }
 
-  /** A step has begun; it uses an expert. */
-  visit(): void {
-    this.#steps += 1
+  /** Some tokens have been run; so many of them routed an expert. */
+  visit(tokens: number): void {
+    this.#tokens += tokens
   }
 
-  use(key: number): void {
-    this.#uses[key] += 1
+  use(key: number, tokens: number): void {
+    this.#uses[key] += tokens
   }
 
   snapshot(): ResidencySnapshot {
@@ -77,7 +77,7 @@ export class Experts implements ResidencyControl {
       capacity: all,
       resident: all - this.#missing,
       isResident: this.#resident.slice(),
-      frequency: Float32Array.from(this.#uses, (uses) => uses / Math.max(this.#steps, 1)),
+      frequency: Float32Array.from(this.#uses, (uses) => uses / Math.max(this.#tokens, 1)),
     }
   }
 
@@ -88,11 +88,8 @@ export class Experts implements ResidencyControl {
     const keys = Array.from(this.#resident.keys())
       .filter((key) => !this.has(key))
       .sort((a, b) => (frequency[b] ?? 0) - (frequency[a] ?? 0))
-    await this.load(
-      keys,
-      { usage, options: { policy: 'resident_first', lookahead: false, ...limits } },
-      signal,
-    )
+    const options = { policy: 'resident_first' as const, lookahead: false, ...limits }
+    await this.load(keys, { usage, options, mayWait: true }, signal)
     return { loaded: before - this.#missing, bytes: usage.bytes, requests: usage.requests }
   }
 

@@ -34,7 +34,8 @@ const DEFAULT_TOKENS_AHEAD = 8
 
 /**
  * @throws SparsedgeError from the factory: `backend_unavailable` where there is no WebGPU, no adapter or no onnxruntime,
- * `memory_exhausted` where the model does not fit the GPU, as {@link loadTrunk} does; from the backend `device_lost`
+ * `memory_exhausted` where the model does not fit the GPU, as {@link loadTrunk} does; from the backend's steps `device_lost`,
+ * `memory_exhausted`
  * @example
  * const engine = await createEngine({ store, model: 'smollm2', backend: webgpuBackend() })
  */

@@ -33,13 +33,13 @@ export class Routing {
   /** Books a run's experts. @param fetched keys of those that the run had to wait for */
   account({ usage }: Account, gates: Float32Array, tokens: number, fetched?: ReadonlySet<number>): void {
     const { layers, experts } = this.#config
-    this.#experts.visit()
+    this.#experts.visit(tokens)
     usage.possible += tokens * layers * experts
     for (let layer = 0; layer < layers; layer++) {
       for (let key = layer * experts; key < (layer + 1) * experts; key++) {
         const uses = this.#uses(gates, key, tokens)
         if (uses === 0) continue
-        this.#experts.use(key)
+        this.#experts.use(key, uses)
         usage.chosen += uses
         const has = this.#experts.has(key)
         if (has) {

@@ -20,6 +20,8 @@ export interface Cache {
   readonly buffers: readonly GPUBuffer[]
   /** The gates' inputs, [experts] or [1], by layer. */
   readonly gates: readonly GPUBuffer[]
+  /** Rejected with `memory_exhausted` if the GPU had no memory for it, which shows only later. */
+  readonly ready: Promise<void>
 }
 
 /** How a sequence's experts are chosen, and on which terms they are fetched. */
@@ -34,6 +36,7 @@ export class GpuSequence implements Sequence, Account {
   readonly capacity: number
   readonly usage: ExpertUsage
   readonly options: ExpertOptions
+  mayWait = true
   /** Undefined once it is closed. */
   cache: Cache | undefined
   readonly #pool: CachePool
@@ -90,7 +93,11 @@ export class CachePool {
 
   giveBack(cache: Cache): void {
     this.#used -= cache.tokens
-    this.#free.push(cache)
+    // One for which there was no memory is no use to anybody.
+    cache.ready.then(
+      () => this.#free.push(cache),
+      () => {},
+    )
   }
 
   #take(tokens: number): Cache {
@@ -103,8 +110,16 @@ export class CachePool {
     const { layers, kvHeads, headDim, experts } = this.#config
     const usage = GPUBufferUsage.STORAGE | GPUBufferUsage.COPY_SRC | GPUBufferUsage.COPY_DST
     const bytes = 4 * kvHeads * tokens * headDim
-    const buffers = Array.from({ length: 2 * layers }, () => this.#device.buffer(bytes, usage))
-    const gates = Array.from({ length: layers }, () => this.#device.buffer(4 * experts, usage))
-    return { tokens, buffers, gates }
+    const buffers: GPUBuffer[] = []
+    const gates: GPUBuffer[] = []
+    const ready = this.#device.allocating(() => {
+      for (let layer = 0; layer < layers; layer++) {
+        buffers.push(this.#device.buffer(bytes, usage), this.#device.buffer(bytes, usage))
+        gates.push(this.#device.buffer(4 * experts, usage))
+      }
+    })
+    // Whoever steps hears of it.
+    ready.catch(() => {})
+    return { tokens, buffers, gates, ready }
   }
 }

@@ -85,6 +85,7 @@ export class Stepper {
     this.#check(sequence, tokens)
     throwIfCancelled(signal)
     this.#device.check()
+    sequence.mayWait = sequence.options.policy === 'exact' || tokens.length > 1 || sequence.length === 0
     if (tokens.length > 1) return this.#turn(sequence, () => this.#prefill(sequence, tokens, signal))
     const expected = this.#owner === sequence && tokens[0] === this.#likeliest
     this.#streak = expected ? this.#streak + 1 : 0
@@ -112,6 +113,7 @@ export class Stepper {
     this.#busy = true
     this.#owner = undefined
     try {
+      await sequence.cache?.ready
       const logits = await work()
       this.#owner = sequence
       return logits
@@ -133,7 +135,7 @@ export class Stepper {
         await this.#run(sequence, sequence.length + at, chunk)
         const gates = await this.#results.readChunk(chunk.length)
         const missing = this.#routing.missing(gates, chunk.length)
-        // Where a limit keeps experts from coming, the policy allows to go on without them, or this throws.
+        // As below: nothing has come, and the policy allows to go on without.
         if (missing.length > 0 && (await this.#fetch(missing, sequence, signal, fetched))) continue
         this.#routing.account(sequence, gates, chunk.length, fetched)
         break
@@ -148,7 +150,7 @@ export class Stepper {
   }
 
   async #decode(sequence: GpuSequence, token: number, signal: AbortSignal | undefined): Promise<Logits> {
-    const waits = sequence.options.policy === 'exact'
+    const waits = sequence.mayWait
     const fetched = waits ? await this.#fetchAlwaysOn(sequence, signal) : NOTHING
     let count = Math.min(this.#ahead, this.#streak + 1, sequence.capacity - sequence.length)
     for (;;) {
@@ -167,7 +169,8 @@ export class Stepper {
         break
       }
       count = 1
-      await this.#fetch(missing, sequence, signal, fetched)
+      // Where a limit keeps experts from coming, the policy allows to go on without them, or this throws.
+      if (!(await this.#fetch(missing, sequence, signal, fetched))) break
     }
     this.#first = 1
     this.#end = 1
