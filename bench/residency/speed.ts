@@ -127,6 +127,7 @@ function fixed(inner: ArenaResidency): ArenaResidency {
     acquire: () => undefined,
     release: () => {},
     prefetch: () => {},
+    anticipate: () => {},
     snapshot: () => inner.snapshot(),
     prewarm: (...args) => inner.prewarm(...args),
   }

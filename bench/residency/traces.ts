@@ -121,6 +121,7 @@ class Recorder {
     },
     release: (layer) => inner.release(layer),
     prefetch: (...args) => inner.prefetch(...args),
+    anticipate: (...args) => inner.anticipate(...args),
     snapshot: () => inner.snapshot(),
     prewarm: (...args) => inner.prewarm(...args),
   })

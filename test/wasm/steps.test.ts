@@ -2,6 +2,7 @@
  * What a step must leave behind when it fails, how memory is shared, and that a small arena costs time only.
  */
 import { SparsedgeError } from '@sparsedge/engine/errors'
+import { MemoryBudget } from '@sparsedge/engine/memory-budget'
 import type { GateConfig } from '@sparsedge/engine/model/config'
 import { shardKey } from '@sparsedge/engine/store/store'
 import { beforeAll, describe, expect, it } from 'vitest'
@@ -151,6 +152,25 @@ describe('memory', () => {
       expect(await logitsOf(tight, tokens, [13, 27])).toEqual(roomy)
     },
   )
+
+  it('shares a budget with other models, and gives back what a failed load had taken', async () => {
+    const least = await smallestMemory(pack)
+    const budget = new MemoryBudget(2 * least + 65536)
+    const other = { ...pack, manifest: { ...pack.manifest, name: 'other' } }
+    const third = { ...pack, manifest: { ...pack.manifest, name: 'third' } }
+    const first = await tinyBackend(pack, { budget, memoryBytes: least })
+    const broken = slowed(other)
+    broken.state.broken = true
+    expect(await codeOf(tinyBackend(broken.pack, { budget }))).toBe('store_unavailable')
+    expect(budget.leftFor('other')).toBe(least + 65536)
+    const second = await tinyBackend(other, { budget })
+    expect(budget.leftFor('third')).toBeLessThanOrEqual(65536)
+    expect(await codeOf(tinyBackend(third, { budget }))).toBe('arena_too_small')
+    expect(await logitsOf(first, tokens)).toEqual(expected)
+    expect(await logitsOf(second, tokens)).toEqual(expected)
+    // The same model again takes its own share anew.
+    expect(await logitsOf(await tinyBackend(pack, { budget, memoryBytes: least }), tokens)).toEqual(expected)
+  })
 
   it('lends its pages to sequences and takes them back', async () => {
     const backend = await tinyBackend(pack, { contextTokens: 128 })

@@ -4,7 +4,7 @@
  * through a backend and to compare logits.
  */
 import type { Backend, Sequence } from '@sparsedge/engine/backends/backend'
-import { type WasmModules, wasmBackend } from '@sparsedge/engine/backends/wasm/index'
+import { type WasmModules, type WasmOptions, wasmBackend } from '@sparsedge/engine/backends/wasm/index'
 import type { Manifest } from '@sparsedge/engine/pack/manifest'
 import type { ExpertOptions } from '@sparsedge/engine/request'
 import type { ShardStore } from '@sparsedge/engine/store/store'
@@ -23,10 +23,10 @@ export const MODULES = {
 /** A backend for a tiny pack, with more memory than it can use. */
 export function tinyBackend(
   pack: { readonly manifest: Manifest; readonly store: ShardStore },
-  options: { modules?: WasmModules; memoryBytes?: number; contextTokens?: number } = {},
+  options: Partial<WasmOptions> = {},
 ): Promise<Backend> {
-  const { modules = MODULES['plain and relaxed'], memoryBytes = 32 << 20, contextTokens = 256 } = options
-  return wasmBackend({ modules, memoryBytes, contextTokens })(pack)
+  const defaults = { modules: MODULES['plain and relaxed'], memoryBytes: 32 << 20, contextTokens: 256 }
+  return wasmBackend({ ...defaults, ...options })(pack)
 }
 
 /** `count` token ids below the tiny vocabulary that visit it evenly. */

@@ -137,7 +137,27 @@ class Arena implements ArenaResidency {
   prefetch(layer: number, routing: Routing, account: Account): void {
     const row = layer * this.#manifest.config.experts
     if (this.#countMissing(row, routing) === 0) return
-    const missing = this.#missing(row, routing)
+    this.#guess(layer, this.#missing(row, routing), account)
+  }
+
+  anticipate(layer: number, account: Account): void {
+    const { layers, experts } = this.#manifest.config
+    // The layer at hand and the next one keep their room whatever comes.
+    const ahead = Math.min(MAX_IN_FLIGHT, Math.floor(this.capacity / experts) - 2)
+    for (let next = layer + 2; next < Math.min(layer + 2 + ahead, layers); next++) {
+      if (this.resident === this.capacity && this.capacity === layers * experts) return
+      const missing: number[] = []
+      for (let expert = 0; expert < experts; expert++) {
+        const key = next * experts + expert
+        if (this.slots[key] < 0 && !this.#table.coming[key]) missing.push(expert)
+      }
+      if (missing.length > 0) this.#guess(next, missing, account)
+    }
+  }
+
+  /** Fetches experts that nobody has asked for yet. */
+  #guess(layer: number, missing: readonly number[], account: Account): void {
+    const row = layer * this.#manifest.config.experts
     for (const expert of missing) {
       if (this.#table.coming[row + expert]) continue
       this.#table.guessed[row + expert] = 1

@@ -92,4 +92,10 @@ export interface Residency {
    * Never evicts a pinned expert and never changes a result.
    */
   prefetch(layer: number, routing: Routing, account: Account): void
+
+  /**
+   * A prompt is at a layer: starts fetching what is missing of those behind the next one, whatever it is, since many
+   * tokens select nearly all experts. As {@link Residency.prefetch} otherwise.
+   */
+  anticipate(layer: number, account: Account): void
 }

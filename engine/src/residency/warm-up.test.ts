@@ -141,6 +141,31 @@ describe('prewarm', () => {
   })
 })
 
+describe('anticipate', () => {
+  test('asks for what is missing of the layers behind the next, once', async () => {
+    const { residency, asked, state } = setUp(LAYERS * EXPERTS)
+    await residency.acquire(3, routing(0, 1, 2, 3, 4, 5, 6), account())
+    state.open = false
+    asked.length = 0
+    const mine = account()
+    residency.anticipate(0, mine)
+    residency.anticipate(0, mine)
+    residency.anticipate(1, mine)
+    await setImmediate()
+    const { layers } = pack.manifest.experts
+    expect(residency.snapshot().resident).toBe(EXPERTS)
+    expect(asked).toEqual([layers[2].bundle])
+    expect(mine.usage).toMatchObject({ prefetched: EXPERTS, requests: 1 })
+  })
+
+  test('leaves two layers their room', async () => {
+    const { residency, asked } = setUp(3 * EXPERTS - 1)
+    residency.anticipate(0, account())
+    await setImmediate()
+    expect(asked).toEqual([])
+  })
+})
+
 describe('accounting', () => {
   test('counts per layer, and what look-ahead brought and was good for', async () => {
     const { residency } = setUp(LAYERS * EXPERTS)

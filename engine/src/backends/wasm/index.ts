@@ -3,6 +3,7 @@
  * The WASM backend: a model's trunk, KV pages and expert arena in one fixed memory, and SIMD kernels over them.
  */
 import { SparsedgeError, throwIfCancelled } from '../../errors.ts'
+import type { MemoryBudget } from '../../memory-budget.ts'
 import { gateRule } from '../../model/selection.ts'
 import { loadTrunk } from '../../pack/load.ts'
 import { DEFAULT_EXPERTS } from '../../request.ts'
@@ -20,6 +21,8 @@ export interface WasmOptions {
   readonly modules: WasmModules
   /** The most that the WASM memory may take; 96 MiB by default, what a 128 MB isolate can spare. */
   readonly memoryBytes?: number
+  /** What the backend shares with others; it takes no more than is left of it. */
+  readonly budget?: MemoryBudget
   /** Tokens of all open sequences together; by default 1,024, or the model's own context if that is shorter. */
   readonly contextTokens?: number
 }
@@ -37,15 +40,20 @@ export function wasmBackend(options: WasmOptions): BackendFactory {
   return async ({ manifest, store }, signal): Promise<Backend> => {
     throwIfCancelled(signal)
     const { config } = manifest
+    const { budget } = options
     const plan = planMemory(
       manifest,
-      options.memoryBytes ?? DEFAULT_MEMORY_BYTES,
+      Math.min(options.memoryBytes ?? DEFAULT_MEMORY_BYTES, budget?.leftFor(manifest.name) ?? Infinity),
       options.contextTokens ?? Math.min(config.context, DEFAULT_CONTEXT_TOKENS),
     )
+    budget?.take(manifest.name, plan.bytes)
     const memory = allocate(plan.bytes)
     const { name, kernels } = selectKernels(options.modules, memory)
     kernels.bind(writeDescriptor(memory.buffer, manifest, plan))
-    await loadTrunk(manifest, store, region(memory, plan.trunk), signal)
+    await loadTrunk(manifest, store, region(memory, plan.trunk), signal).catch((cause: unknown) => {
+      budget?.giveBack(manifest.name)
+      throw cause
+    })
     const residency = createResidency({
       manifest,
       store,

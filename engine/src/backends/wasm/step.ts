@@ -13,6 +13,8 @@ import { CHUNK, type Plan } from './plan.ts'
 import type { Kernels } from './select.ts'
 import type { WasmSequence } from './sequence.ts'
 
+/** So many tokens select nearly all experts: at an active share of a half, all but one in 256. */
+const MANY = 8
 const NO_TOKENS = new Int32Array(0)
 
 export class Stepper {
@@ -170,6 +172,7 @@ export class Stepper {
       this.#gate(next)
       if (!complete && sequence.mayWait && sequence.options.lookahead) {
         this.#residency.prefetch(next, this.#routing[next & 1], sequence)
+        if (count >= MANY) this.#residency.anticipate(layer, sequence)
       }
     }
     return wait
