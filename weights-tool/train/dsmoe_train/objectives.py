@@ -47,14 +47,15 @@ def head_chunk(
     log_p_CV = F.log_softmax(logits_CV.to(dtype), -1)
     p_CV = log_p_CV.exp()
     lm = -log_p_CV.gather(-1, target_C[:, None]).sum()
-    gradient_CV = lm_weight * p_CV
-    gradient_CV = gradient_CV.scatter_add(-1, target_C[:, None], gradient_CV.new_full((len(target_C), 1), -lm_weight))
+    # As a comparison, not a scatter: all of it is then one kernel when compiled.
+    is_target_CV = torch.arange(p_CV.shape[-1], device=p_CV.device) == target_C[:, None]
+    gradient_CV = lm_weight * (p_CV - is_target_CV.to(dtype))
     if teacher_CV is None:
-        return lm, torch.zeros_like(lm), gradient_CV
+        return lm, torch.zeros_like(lm), gradient_CV.to(logits_CV.dtype)
     log_t_CV = F.log_softmax(teacher_CV.to(dtype), -1)
     t_CV = log_t_CV.exp()
     kl = (t_CV * (log_t_CV - log_p_CV)).sum()
-    return lm, kl, gradient_CV + kl_weight * (p_CV - t_CV)
+    return lm, kl, (gradient_CV + kl_weight * (p_CV - t_CV)).to(logits_CV.dtype)
 
 
 class _ChunkedHead(torch.autograd.Function):
@@ -72,7 +73,6 @@ class _ChunkedHead(torch.autograd.Function):
             teacher = None if teacher_XD is None else F.linear(teacher_XD[rows], teacher_VD)
             chunk_lm, chunk_kl, gradient = chunk_loss(F.linear(x_XD[rows], head), target_X[rows], teacher, lm_weight, kl_weight)
             lm, kl = lm + chunk_lm, kl + chunk_kl
-            gradient = gradient.to(x_XD.dtype)
             x_gradient[rows] = gradient @ head
             if head_gradient is not None:
                 head_gradient += gradient.T @ x_XD[rows]

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .distributed import gather
+from .distributed import gather, to_device
 from .gate import Gate, Routed
 from .model_config import GateKind
 
@@ -116,24 +116,25 @@ def _quantiles(x: Tensor, part_L: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def steer_thresholds(gates: list[Gate], routed: list[Routed], level_B: Tensor, target_LS: Tensor, rate: float) -> None:
+def steer_thresholds(gates: list[Gate], routed: list[Routed], level_B: np.ndarray, target_LS: Tensor, rate: float) -> None:
     """Moves every threshold a part `rate` of the way to its batch quantile, from the scores of all processes.
 
     The scores are those *before* the threshold, so the step does not depend on where the threshold is. A level that no
     sequence trained at (the paper trains at share 1 only) goes by the scores of all; share 1 is exact and needs none.
+
+    level_B: of the sequences of all processes, in order of rank. It and target_LS are on the CPU: asking a GPU which
+    sequences to look at would make every step wait for the one before.
     """
-    kind = gates[0].kind
+    kind, device = gates[0].kind, routed[0].z_BTN.device
     stride = max(1, routed[0].z_BTN.shape[1] // TOKENS_SAMPLED)
     z_BLXN = gather(torch.stack([r.z_BTN.detach()[:, ::stride] for r in routed], 1))
-    level_B = gather(level_B)
     for level in range(target_LS.shape[1]):
-        chosen_B = level_B == level
         if (target_LS[:, level] == 1).all():
             continue
-        if not chosen_B.any():
-            chosen_B = torch.ones_like(chosen_B)
-        z_LXN = z_BLXN[chosen_B].transpose(0, 1).flatten(1, 2)
-        wanted_L = target_threshold(kind, z_LXN, target_LS[:, level].to(z_LXN.device))
+        chosen = np.flatnonzero(level_B == level)
+        z_CLXN = z_BLXN.index_select(0, to_device(chosen, device)) if len(chosen) else z_BLXN
+        z_LXN = z_CLXN.transpose(0, 1).flatten(1, 2)
+        wanted_L = target_threshold(kind, z_LXN, to_device(target_LS[:, level].numpy(), device))
         for gate, wanted in zip(gates, wanted_L, strict=True):
             gate.threshold_S[level].lerp_(wanted, rate)
 

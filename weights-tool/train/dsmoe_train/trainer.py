@@ -19,7 +19,7 @@ from torch import Tensor
 from .checkpoint import load_checkpoint, save_checkpoint
 from .config import Stage, TrainConfig, show
 from .data import TokenStream
-from .distributed import World, global_mean, join_world, leave_world
+from .distributed import World, global_mean, join_world, leave_world, to_device
 from .files import write_whole
 from .logs import Log, Speed, layer_list
 from .model import Model, initialise
@@ -46,7 +46,7 @@ class Student:
 
     model: Model
     target_LS: Tensor
-    """Target share of every layer at every level."""
+    """Target share of every layer at every level, on the CPU."""
     use_LN: Tensor
     """How often each expert was routed lately, at levels below 1."""
     alpha: MutualInformationWeights | None
@@ -121,7 +121,7 @@ def _new_student(config: TrainConfig, teacher: Model | None, world: World) -> St
         layer_shares = None
     if layer_shares is None or share.layer_weights:
         layer_shares = spread(share.levels, list(share.layer_weights) or [1.0] * model.config.layers)
-    return _student(config, model, layer_shares.to(world.device), world)
+    return _student(config, model, layer_shares.cpu(), world)
 
 
 def _student(config: TrainConfig, model: Model, target_LS: Tensor, world: World) -> Student:
@@ -138,7 +138,7 @@ def _student(config: TrainConfig, model: Model, target_LS: Tensor, world: World)
 def _resumed_student(config: TrainConfig, snapshot: Snapshot, world: World) -> Student:
     model = Model(ModelConfig.model_validate_json(snapshot.student)).to(world.device)
     model.load_state_dict(snapshot.model)
-    student = _student(config, model, snapshot.target_LS.to(world.device), world)
+    student = _student(config, model, snapshot.target_LS, world)
     student.use_LN = snapshot.use_LN.to(world.device)
     if student.alpha is not None:
         student.alpha.alpha_L = snapshot.alpha_L.to(world.device)
@@ -252,7 +252,7 @@ class StageRunner:
         set_rate(self.optimiser, self.stage, step)
         parts = config.data.micro_batches
         for part in range(parts):
-            batch = self._batch(step, part)
+            batch, level_B = self._batch(step, part)
             with accumulating(self.module, last=part == parts - 1):
                 output: StepOutput = self.module(batch, progress)
                 (output.loss / parts).backward()
@@ -262,13 +262,13 @@ class StageRunner:
         self.task.after_step(output)
         if model.gates() and not model.config.routing.top_k:
             steps_rate = FAST_RATE if step < FAST_START else config.share.rate
-            steer_thresholds(model.gates(), output.ffn, batch.level_B, self.student.target_LS, steps_rate)
-        self._count_use(batch, output)
+            steer_thresholds(model.gates(), output.ffn, level_B, self.student.target_LS, steps_rate)
+        self._count_use(level_B, output)
         return batch, output, norm
 
-    def _batch(self, step: int, part: int) -> Batch:
-        """This process's sequences of one micro-batch. All processes draw all of it, so that the number of processes changes
-        nothing."""
+    def _batch(self, step: int, part: int) -> tuple[Batch, np.ndarray]:
+        """This process's sequences of one micro-batch, and the share levels of everybody's. All processes draw all of it, so
+        that the number of processes changes nothing."""
         config, model, device = self.config, self.student.model.config, self.world.device
         count = config.data.sequences // config.data.micro_batches
         share, rng = config.share, np.random.default_rng([config.run.seed, STAGES.index(self.name), step, part])
@@ -279,22 +279,22 @@ class StageRunner:
             available = draw_available(
                 rng, model.layers, count, model.routing.experts, share.limited_fraction, share.limited_least
             )
-        mine = slice(self.world.rank * count // self.world.size, (self.world.rank + 1) * count // self.world.size)
-        ids = _to_device(tokens[mine], device)
-        return Batch(
-            ids[:, :-1],
-            ids[:, 1:].contiguous(),
-            _to_device(levels[mine], device),
-            None if available is None else _to_device(np.ascontiguousarray(available[:, mine]), device),
-        )
+        mine = self._mine(count)
+        ids = to_device(tokens[mine], device)
+        available = None if available is None else to_device(available[:, mine], device)
+        return Batch(ids[:, :-1], ids[:, 1:].contiguous(), to_device(levels[mine], device), available), levels
+
+    def _mine(self, sequences: int) -> slice:
+        return slice(self.world.rank * sequences // self.world.size, (self.world.rank + 1) * sequences // self.world.size)
 
     @torch.no_grad()
-    def _count_use(self, batch: Batch, output: StepOutput) -> None:
+    def _count_use(self, level_B: np.ndarray, output: StepOutput) -> None:
         if not output.ffn:
             return
         # At share 1 every expert is used, which says nothing.
-        partial_B = batch.level_B.new_tensor([share < 1 for share in self.student.model.config.shares])[batch.level_B]
-        counted_B = (partial_B if partial_B.any() else torch.ones_like(partial_B)).float()
+        below_one = np.array([share < 1 for share in self.student.model.config.shares], dtype=np.float32)
+        counted_B = below_one[level_B[self._mine(len(level_B))]]
+        counted_B = to_device(counted_B if counted_B.any() else np.ones_like(counted_B), self.world.device)
         active_BLN = torch.stack([(routed.g_BTN > 0).float().mean(1) for routed in output.ffn], 1)
         use_LN = torch.einsum("b,bln->ln", counted_B, active_BLN) / counted_B.sum()
         self.student.use_LN.lerp_(use_LN, 1 - USE_MEMORY)
@@ -332,7 +332,7 @@ class StageRunner:
         snapshot = Snapshot(
             config=fingerprint(self.config),
             student=student.model.config.model_dump_json(),
-            target_LS=student.target_LS.cpu(),
+            target_LS=student.target_LS,
             stage=self.name,
             step=done,
             model=model_part(state),
@@ -343,8 +343,3 @@ class StageRunner:
             rng=generator_states(self.world.device),
         )
         save_snapshot(Path(self.config.run.directory), snapshot)
-
-
-def _to_device(array: np.ndarray, device: torch.device) -> Tensor:
-    tensor = torch.from_numpy(array)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor

@@ -32,8 +32,8 @@ RIDGE_BATCH = 8
 
 
 def upcycle(teacher: Model, config: TrainConfig, world: World) -> tuple[Model, Tensor | None]:
-    """Returns the student, on the teacher's device, and the target share of every layer at every level ([L, S]; None if all
-    layers are alike). Every process does the same work and gets the same student."""
+    """Returns the student, on the teacher's device, and the target share of every layer at every level (on the CPU; None
+    if all layers are alike). Every process does the same work and gets the same student."""
     settings, t = config.upcycle, teacher.config
     width = settings.narrow or t.ffn_units
     if settings.narrow and config.routing.gate != "all":
@@ -49,7 +49,7 @@ def upcycle(teacher: Model, config: TrainConfig, world: World) -> tuple[Model, T
     _copy_weights(teacher, student, order_LF)
     if not student.gates():
         return student, None
-    target_LS = spread(config.share.levels, [1.0] * t.layers).to(world.device)
+    target_LS = spread(config.share.levels, [1.0] * t.layers)
     _start_gates(teacher, student, ids_BT, settings, target_LS)
     if not settings.sensitivity or config.routing.top_k:
         return student, None
@@ -58,7 +58,7 @@ def upcycle(teacher: Model, config: TrainConfig, world: World) -> tuple[Model, T
     columns = [
         allocate(cost_LX, settings.sensitivity, share) if share < 1 else [1.0] * t.layers for share in config.share.levels
     ]
-    target_LS = torch.tensor(columns, device=world.device).T.contiguous()
+    target_LS = torch.tensor(columns).T.contiguous()
     return student, target_LS
 
 
@@ -169,8 +169,8 @@ def _start_gates(teacher: Model, student: Model, ids_BT: Tensor, settings, targe
         z_BTN = torch.cat([block.gate.router(source) for source in source_BTD.split(RIDGE_BATCH)])
         routed.append(Routed(z_BTN, z_BTN))
     if not student.config.routing.top_k:
-        nobody_B = torch.full((len(ids_BT),), -1, device=ids_BT.device)  # every level goes by all scores
-        steer_thresholds(student.gates(), routed, nobody_B, target_LS, rate=1.0)
+        nobodys_B = np.full(len(ids_BT), -1)  # every level goes by all scores
+        steer_thresholds(student.gates(), routed, nobodys_B, target_LS, rate=1.0)
 
 
 def expert_norms(mlp: FeedForward, h_BTD: Tensor) -> Tensor:

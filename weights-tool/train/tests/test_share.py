@@ -25,7 +25,7 @@ def test_the_control_reaches_every_share_in_every_layer(routing):
         with torch.no_grad():
             output = model(ids, level_B=level)
         measured = shares_by_level(output.ffn, level, 3)
-        steer_thresholds(model.gates(), output.ffn, level, target, rate=0.5)
+        steer_thresholds(model.gates(), output.ffn, level.numpy(), target, rate=0.5)
     torch.testing.assert_close(measured, target, rtol=0, atol=0.04)
     assert (measured[:, 2] == 1).all()
 
@@ -37,7 +37,7 @@ def test_a_level_without_sequences_goes_by_all_scores():
     full = torch.full((12,), 2)
     with torch.no_grad():
         output = model(ids, level_B=full)
-        steer_thresholds(model.gates(), output.ffn, full, target, rate=1.0)
+        steer_thresholds(model.gates(), output.ffn, full.numpy(), target, rate=1.0)
         for gate, routed in zip(model.gates(), output.ffn, strict=True):
             for level in (0, 1):
                 active = (routed.z_BTN + gate.threshold_S[level] > 0).float().mean()
