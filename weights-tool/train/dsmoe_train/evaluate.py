@@ -213,22 +213,51 @@ def _report(
     write_json(output / "evaluation.json", {"settings": settings, "teacher": teacher_tasks, "shares": results})
     table = make_table(results)
     write_whole(output / "table.md", lambda path: path.write_text(table + "\n"))
-    for quality in ("perplexity", "kl"):
-        curves = {
-            name: [(r["texts"][name].get("active_share", r["share"]), r["texts"][name][quality]) for r in results]
-            for name in config.texts
-            if quality in results[0]["texts"][name]
-        }
-        if curves:
-            plot_curve(curves, quality, output / f"{quality}.svg")
+    for label, curves in _curves(results).items():
+        plot_curve(curves, "active share", label, output / f"{label.replace(' ', '-')}.svg")
+    for name in config.texts:
+        layers = {f"{r['share']:g}": list(enumerate(r["texts"][name].get("layer_share", []))) for r in results}
+        if any(layers.values()):
+            plot_curve(layers, "layer", "active share", output / f"layers-{name}.svg")
     if config.texts and config.teacher and config.resident == 1:
         _record(Path(config.checkpoint), results, profile_LN)
     return table
 
 
+def _curves(results: list[dict]) -> dict[str, dict[str, list[tuple[float, float]]]]:
+    """Quality → name of a line → (active share, value): what there is to draw."""
+    curves: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    for result in results:
+        for name, text in result["texts"].items():
+            active = text.get("active_share", result["share"])
+            for label in ("perplexity", "kl"):
+                if label in text:
+                    curves.setdefault(label, {}).setdefault(name, []).append((active, text[label]))
+            for label, value in _locality_columns(text).items():
+                curves.setdefault(label, {}).setdefault(name, []).append((active, value))
+        if "tasks" in result:
+            active = result.get("chat_share") or result["share"]
+            for task in (*TASKS, "average"):
+                curves.setdefault("zero-shot", {}).setdefault(task, []).append((active, result["tasks"][task]))
+    return curves
+
+
+def _locality_columns(text: dict) -> dict[str, float]:
+    """What a cache of half the experts would find, and which part of them 32 tokens touch."""
+    if "locality" not in text:
+        return {}
+    # Of three capacities the second is half of the experts.
+    hits = sorted(text["locality"]["lru_hits"].items(), key=lambda item: int(item[0]))
+    columns = {"cache hits": hits[len(hits) // 2][1]}
+    if "touched_in_32_tokens" in text["locality"]:
+        columns["touched in 32"] = text["locality"]["touched_in_32_tokens"]
+    return columns
+
+
 def make_table(results: list[dict]) -> str:
     """Markdown, one row per share and text."""
-    lines = ["| share | text | active | perplexity | KL | agreement | zero-shot | of teacher |", "|---" * 8 + "|"]
+    titles = ["share", "text", *COLUMNS, "chat active", "zero-shot", "of teacher"]
+    lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
     for result in results:
         tasks = result.get("tasks", {})
         of_teacher = ""
@@ -236,19 +265,18 @@ def make_table(results: list[dict]) -> str:
             low, high = tasks["intervals"]["of_teacher"]
             of_teacher = f"{tasks['of_teacher']:.1%} ({low:.1%} to {high:.1%})"
         zero_shot = f"{tasks['average']:.4f}" if tasks else ""
+        chat = f"{result['chat_share']:.3f}" if result.get("chat_share") is not None else ""
         for name, text in result["texts"].items() or [("", {})]:
-            cells = [
-                f"{result['share']:g}",
-                name,
-                *(f"{text[key]:{form}}" if key in text else "" for key, form in COLUMNS.items()),
-                zero_shot,
-                of_teacher,
-            ]
-            lines.append("| " + " | ".join(cells) + " |")
+            known = {"active": text.get("active_share"), **text, **_locality_columns(text)}
+            cells = [f"{known[key]:{form}}" if known.get(key) is not None else "" for key, form in COLUMNS.items()]
+            row = [f"{result['share']:g}", name, *cells, chat, zero_shot, of_teacher]
+            lines.append(f"| {' | '.join(row)} |")
     return "\n".join(lines)
 
 
-COLUMNS = {"active_share": ".3f", "perplexity": ".3f", "kl": ".4f", "agreement": ".4f"}
+COLUMNS = {
+    "active": ".3f", "perplexity": ".3f", "kl": ".4f", "agreement": ".4f", "cache hits": ".3f", "touched in 32": ".3f"
+}  # fmt: skip
 
 
 def _record(checkpoint: Path, results: list[dict], profile_LN: Tensor | None) -> None:

@@ -56,12 +56,12 @@ def _heat_map(use_LN: np.ndarray, path: Path) -> None:
     _save(figure, path)
 
 
-def plot_curve(rows: dict[str, list[tuple[float, float]]], label: str, path: Path) -> None:
-    """One line per text: a quality against the active share."""
+def plot_curve(rows: dict[str, list[tuple[float, float]]], across: str, up: str, path: Path) -> None:
+    """One line per name, through its (across, up)."""
     figure, axis = plt.subplots(figsize=(6, 3.6))
     for name, points in rows.items():
         axis.plot(*zip(*sorted(points), strict=True), marker="o", label=name)
-    axis.set(xlabel="active share", ylabel=label)
+    axis.set(xlabel=across, ylabel=up)
     axis.legend()
     _save(figure, path)
 

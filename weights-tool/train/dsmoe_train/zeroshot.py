@@ -68,7 +68,9 @@ def _item(requests: list[dict], tokenizer: Tokenizer, context: int) -> Item:
         start = min(len(tokenizer.encode(before, add_special_tokens=False).ids), len(ids) - 1)
         cut = max(0, len(ids) - context)
         choices.append(Request(ids[cut:], max(1, start - cut), len(after.strip())))
-    return Item(choices, requests[0]["label"] or 0)
+    # A completion's label is its text, which is its only choice.
+    label = requests[0]["label"]
+    return Item(choices, label if isinstance(label, int) else 0)
 
 
 def _read(suite: str, name: str) -> str:

@@ -199,7 +199,13 @@ def test_an_evaluation(world_of_files, checkpoint, tmp_path, suite):
     fields = json.loads((checkpoint / "config.json").read_text())
     assert [row["share"] for row in fields["quality"]] == [0.5, 1.0]
     assert np.mean(fields["profile"]) == pytest.approx(half["texts"]["walk"]["active_share"], abs=1e-3)
-    assert len(table.splitlines()) == 4 and (tmp_path / "out" / "kl.svg").is_file()
+    header, _, *rows = ([cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines())
+    table = [dict(zip(header, row, strict=True)) for row in rows]
+    assert [row["share"] for row in table] == ["0.5", "1"] and [row["active"] for row in table][1] == "1.000"
+    assert all(row["of teacher"] and row["chat active"] and row["touched in 32"] for row in table)
+    assert table[1]["cache hits"] == f"{full['texts']['walk']['locality']['lru_hits']['2']:.3f}"
+    pictures = {path.stem for path in (tmp_path / "out").glob("*.svg")}
+    assert pictures == {"perplexity", "kl", "cache-hits", "touched-in-32", "zero-shot", "layers-walk"}
 
 
 @pytest.mark.parametrize("changes", [{"quantised": True}, {"resident": 0.5}])
