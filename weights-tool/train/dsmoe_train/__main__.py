@@ -38,7 +38,7 @@ def main() -> None:
     arguments = make_parser().parse_args()
     try:
         _run(arguments.command, arguments.settings, arguments.set)
-    except ConfigError as error:
+    except (ConfigError, OSError) as error:
         sys.exit(f"error: {error}")
 
 

@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -180,10 +180,18 @@ def load_checkpoint(directory: str | Path, dtype: torch.dtype = torch.float32) -
         fields = json.loads((directory / "config.json").read_text())
     except OSError as error:
         raise ConfigError(f"{directory} is no checkpoint directory: cannot read its config.json") from error
+    except ValueError as error:
+        raise ConfigError(f"{directory}/config.json is not JSON: {error}") from error
     tensors = _read_tensors(directory)
-    config = from_json(fields, directory, has_frequencies="rope.inv_freq" in tensors)
-    model = Model(config)
-    model.load_state_dict(from_tensors(config, fields, tensors))
+    try:
+        config = from_json(fields, directory, has_frequencies="rope.inv_freq" in tensors)
+        model = Model(config)
+        model.load_state_dict(from_tensors(config, fields, tensors))
+    except KeyError as error:
+        raise ConfigError(f"{directory}/config.json has no {error}") from error
+    except (AttributeError, TypeError, ValueError, RuntimeError) as error:
+        # Wrong types, numbers that contradict each other, tensors of other shapes.
+        raise ConfigError(f"{directory} cannot be read: {error}") from error
     model.dtype = dtype
     return model
 
@@ -194,8 +202,11 @@ def _read_tensors(directory: Path) -> State:
     if not files:
         raise ConfigError(f"{directory} has no model.safetensors")
     for file in files:
-        with safe_open(file, framework="pt") as opened:
-            tensors.update({name: opened.get_tensor(name).float() for name in list(opened.keys())})
+        try:
+            with safe_open(file, framework="pt") as opened:
+                tensors.update({name: opened.get_tensor(name).float() for name in list(opened.keys())})
+        except SafetensorError as error:
+            raise ConfigError(f"{file} is not a safetensors file: {error}") from error
     return tensors
 
 

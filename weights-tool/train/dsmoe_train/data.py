@@ -6,15 +6,16 @@ sequences of T + 1 (the last is only predicted), in an order that the seed fixes
 so far is needed to go on.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from pydantic import Field, ValidationError
 
 from .config import ConfigError, Source
 from .files import write_json, write_whole
+from .model_config import Strict
 
 Split = Literal["train", "held_out"]
 INDEX = "index.json"
@@ -58,24 +59,40 @@ def write_index(directory: Path, vocab: int, splits: dict[str, list[dict]], abou
     write_json(directory / INDEX, {"vocab": vocab, "dtype": token_dtype(vocab).str, "splits": splits, "about": about})
 
 
+class Shard(Strict):
+    file: str
+    tokens: int = Field(ge=1)
+
+
+class Index(Strict):
+    """index.json. `about` is for people."""
+
+    vocab: int = Field(ge=1)
+    dtype: Literal["<u2", "<u4"]
+    splits: dict[str, tuple[Shard, ...]]
+    about: dict = {}
+
+
 class TokenFile:
     """One split of a directory of shards as one long sequence of tokens, memory-mapped."""
 
     def __init__(self, directory: str | Path, split: Split, vocab: int):
         path = Path(directory) / INDEX
         try:
-            index = json.loads(path.read_text())
+            index = Index.model_validate_json(path.read_bytes())
         except OSError as error:
             raise ConfigError(f"{directory} is no directory of token shards: cannot read {path}") from error
-        if index["vocab"] > vocab:
-            raise ConfigError(f"{directory} was made for {index['vocab']} tokens; the model knows {vocab}")
-        dtype = np.dtype(index["dtype"])
+        except ValidationError as error:
+            raise ConfigError(f"{path} is not what `data` and `generate` write: prepare the data again") from error
+        if index.vocab > vocab:
+            raise ConfigError(f"{directory} was made for {index.vocab} tokens; the model knows {vocab}")
+        self.directory, self.vocab = directory, vocab
         self.maps = []
-        for shard in index["splits"][split]:
-            file = path.parent / shard["file"]
-            tokens = np.memmap(file, dtype=dtype, mode="r")
-            if len(tokens) != shard["tokens"]:
-                raise ConfigError(f"{file} holds {len(tokens)} tokens, not {shard['tokens']}: prepare the data again")
+        for shard in index.splits.get(split, ()):
+            file = path.parent / shard.file
+            tokens = np.memmap(file, dtype=index.dtype, mode="r")
+            if len(tokens) != shard.tokens:
+                raise ConfigError(f"{file} holds {len(tokens)} tokens, not {shard.tokens}: prepare the data again")
             self.maps.append(tokens)
         self.starts = np.cumsum([0] + [len(tokens) for tokens in self.maps])
 
@@ -92,6 +109,8 @@ class TokenFile:
             piece = self.maps[shard][offset : offset + count - filled]
             out[filled : filled + len(piece)] = piece
             filled += len(piece)
+        if count and out.max() >= self.vocab:  # a GPU would stop the whole process, and not say why
+            raise ConfigError(f"{self.directory} holds token {out.max()}; the model knows {self.vocab}")
         return out
 
 

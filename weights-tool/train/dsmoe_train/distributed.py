@@ -9,6 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from .config import ConfigError
+
 
 @dataclass(frozen=True)
 class World:
@@ -21,11 +23,17 @@ class World:
         return self.rank == 0
 
 
+def find_device(name: str, index: int = 0) -> torch.device:
+    """`name` is "cpu" or "cuda". Raises ConfigError if there is no such GPU."""
+    if name == "cuda" and index >= torch.cuda.device_count():
+        raise ConfigError(f"device = cuda, but PyTorch sees {torch.cuda.device_count()} GPUs here: set device to cpu")
+    return torch.device(name, index) if name == "cuda" else torch.device(name)
+
+
 def join_world(device: str) -> World:
     """Reads torchrun's environment. `device` is "cpu" or "cuda"."""
     size, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
-    local = int(os.environ.get("LOCAL_RANK", 0))
-    place = torch.device(device, local) if device == "cuda" else torch.device(device)
+    place = find_device(device, int(os.environ.get("LOCAL_RANK", 0)))
     if device == "cuda":
         torch.cuda.set_device(place)
     if size > 1 and not dist.is_initialized():

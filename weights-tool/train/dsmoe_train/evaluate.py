@@ -18,6 +18,7 @@ from tqdm import tqdm
 from .checkpoint import load_checkpoint
 from .config import ConfigError, Evaluate
 from .data import TokenFile
+from .distributed import find_device
 from .files import write_json, write_whole
 from .generate import write_greedily
 from .locality import locality
@@ -40,7 +41,7 @@ ANSWER_TOKENS = 128
 
 def evaluate(config: Evaluate) -> str:
     """Returns the table."""
-    device = torch.device(config.device)
+    device = find_device(config.device)
     model = _load(config.checkpoint, config, device)
     if config.quantised:
         _round_weights(model)

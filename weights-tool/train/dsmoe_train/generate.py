@@ -18,6 +18,7 @@ from tqdm import tqdm
 from .checkpoint import load_checkpoint
 from .config import ConfigError, Generate
 from .data import ShardWriter, write_index
+from .distributed import find_device
 from .model import Linear, Model, rotate
 from .prepare import load_tokenizer
 
@@ -50,7 +51,7 @@ class Writer:
         """[B, T]. Temperature 0: the likeliest token. A prompt is kept as it is."""
         self.given_BT.fill_(-1)
         for row, prompt in enumerate(prompts):
-            self.given_BT[row, : len(prompt)] = torch.tensor(prompt, device=self.device)
+            self.given_BT[row, : len(prompt)] = torch.tensor(prompt[: self.tokens], device=self.device)
         self.temperature_B1.copy_(torch.from_numpy(temperatures)[:, None])
         self.min_p_B1.copy_(torch.from_numpy(min_p)[:, None])
         self.text_BT[:, 0] = self.given_BT[:, 0]
@@ -157,9 +158,11 @@ def generate(config: Generate) -> dict[str, int]:
         raise ConfigError("prompt_weights needs one number per prompt")
     words = _capitalised(tokenizer)
     pieces = [_pieces(tokenizer, prompt) for prompt in config.prompts]
+    if max(map(len, pieces)) >= config.tokens:
+        raise ConfigError(f"a prompt leaves no room to write: tokens = {config.tokens}")
     weights = np.array(config.prompt_weights or [1.0] * len(pieces))
     dtype = torch.bfloat16 if config.device == "cuda" else torch.float32
-    model = load_checkpoint(config.teacher, dtype).to(config.device)
+    model = load_checkpoint(config.teacher, dtype).to(find_device(config.device))
     level = model.config.shares.index(model.config.default_share)
     writer = Writer(_in_half(model, dtype), config.sequences, config.tokens, level, config.seed)
     rng = np.random.default_rng(config.seed)

@@ -106,8 +106,11 @@ def documents(inputs: tuple[str, ...], encoder: "Encoder") -> Iterator[Document]
         for file in files:
             if file.suffix not in READERS:
                 raise ConfigError(f"{file}: only .txt, .jsonl and .parquet can be read")
-            for record in READERS[file.suffix](file):
-                yield encoder.document(record, file)
+            try:
+                for record in READERS[file.suffix](file):
+                    yield encoder.document(record, file)
+            except UnicodeDecodeError as error:
+                raise ConfigError(f"{file} is not UTF-8: {error}") from error
 
 
 def _read_text(file: Path) -> Iterator[dict]:
@@ -152,14 +155,20 @@ class Encoder:
         self.template = chat_template(Path(config.tokenizer).parent)
 
     def document(self, record: dict, file: Path) -> Document:
-        if isinstance(record.get("messages"), list):
-            if self.template is None:
-                raise ConfigError(f"{file} holds chats, but there is no chat template beside {self.config.tokenizer}")
-            chat = self.template.render(messages=record["messages"], add_generation_prompt=False)
-            return Document(chat, is_chat=True)
-        if isinstance(record.get("text"), str):
-            return Document(record["text"], is_chat=False)
+        match record:
+            case {"messages": list(messages)} if all(isinstance(message, dict) for message in messages):
+                return Document(self._chat(messages, file), is_chat=True)
+            case {"text": str(text)}:
+                return Document(text, is_chat=False)
         raise ConfigError(f"{file}: a record has neither `text` nor `messages`")
+
+    def _chat(self, messages: list, file: Path) -> str:
+        if self.template is None:
+            raise ConfigError(f"{file} holds chats, but there is no chat template beside {self.config.tokenizer}")
+        try:
+            return self.template.render(messages=messages, add_generation_prompt=False)
+        except (jinja2.TemplateError, TypeError) as error:
+            raise ConfigError(f"{file}: the chat template refuses a chat: {error}") from error
 
     def encode(self, documents: list[Document]) -> list[np.ndarray]:
         start, end = self.config.start_token, self.config.end_token
@@ -170,7 +179,10 @@ class Encoder:
 def load_tokenizer(path: str) -> Tokenizer:
     if not Path(path).is_file():
         raise ConfigError(f"there is no tokenizer at {path}")
-    return Tokenizer.from_file(path)
+    try:
+        return Tokenizer.from_file(path)
+    except Exception as error:  # the library has no class of its own for it
+        raise ConfigError(f"{path} is no tokenizer: {error}") from error
 
 
 def chat_template(directory: Path) -> jinja2.Template | None:

@@ -1,6 +1,7 @@
 """A run on disk, so that it goes on as if it had never stopped: on the same hardware, the step after a restart has the same
 bits. All randomness of a step comes from (seed, stage, step), so beyond weights and optimiser only positions are kept."""
 
+import pickle
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,7 +48,10 @@ def load_snapshot(directory: Path, config: TrainConfig) -> Snapshot | None:
     path = directory / NAME
     if not path.is_file():
         return None
-    snapshot = Snapshot(**torch.load(path, map_location="cpu", weights_only=True))
+    try:
+        snapshot = Snapshot(**torch.load(path, map_location="cpu", weights_only=True))
+    except (EOFError, RuntimeError, TypeError, pickle.UnpicklingError) as error:
+        raise ConfigError(f"{path} is no snapshot that this version can read: delete it to start over") from error
     if snapshot.config != fingerprint(config):
         raise ConfigError(
             f"{path} is of a run with other settings (all but [run] must be the same): choose another run.directory, "

@@ -170,3 +170,30 @@ def test_a_missing_tensor_is_named(tmp_path):
     save_file({"x": torch.zeros(1)}, home / "model.safetensors")
     with pytest.raises(ConfigError, match=r"no tensor model\.embed_tokens\.weight"):
         load_checkpoint(home)
+
+
+@pytest.mark.parametrize(
+    "config, tensors, message",
+    [
+        ("{", None, "is not JSON"),
+        ("[]", None, "cannot be read"),
+        ("{}", None, "has no 'model_type'"),
+        ({"num_attention_heads": "four"}, None, "cannot be read"),
+        ({"num_key_value_heads": 3}, None, "multiple of kv_heads"),
+        ({}, {"model.embed_tokens.weight": (7, 32)}, "size mismatch for embed_tokens"),
+        ({}, b"not safetensors", "is not a safetensors file"),
+    ],
+)
+def test_a_broken_checkpoint_says_what_is_broken(config, tensors, message, tmp_path, text_home):
+    model = tiny_model(eos_tokens=(2,))
+    save_checkpoint(tmp_path / "in", model.config, model.state_dict(), text_home)
+    home = llama(tmp_path / "in", config if isinstance(config, dict) else None)
+    if isinstance(config, str):
+        (home / "config.json").write_text(config)
+    if isinstance(tensors, dict):
+        whole = load_file(home / "model.safetensors")
+        save_file({**whole, **{name: torch.zeros(shape) for name, shape in tensors.items()}}, home / "model.safetensors")
+    elif tensors:
+        (home / "model.safetensors").write_bytes(tensors)
+    with pytest.raises(ConfigError, match=message):
+        load_checkpoint(home)

@@ -90,6 +90,20 @@ def test_errors_are_one_line_on_stderr(file, monkeypatch):
         main()
 
 
+def test_a_missing_gpu_is_no_riddle(monkeypatch, file):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    monkeypatch.setattr("sys.argv", ["dsmoe-train", "train", str(file), "--set", "run.device=cuda"])
+    with pytest.raises(SystemExit, match="PyTorch sees 0 GPUs here: set device to cpu"):
+        main()
+
+
+def test_a_directory_that_cannot_be_written_is_named(file, tmp_path, monkeypatch):
+    (tmp_path / "taken").write_text("")
+    monkeypatch.setattr("sys.argv", ["dsmoe-train", "train", str(file), "--set", f"run.directory={tmp_path / 'taken'}"])
+    with pytest.raises(SystemExit, match="error: .*taken"):
+        main()
+
+
 def test_all_settings_are_shown(file):
     lines = show(load_config(TrainConfig, file, [])).splitlines()
     assert 'run.dtype = "float32"' in lines and "objectives.locality_window = 64" in lines

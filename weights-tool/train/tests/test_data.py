@@ -5,7 +5,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from dsmoe_train.config import ConfigError, Prepare, Source
-from dsmoe_train.data import ShardWriter, TokenStream, token_dtype, write_index
+from dsmoe_train.data import ShardWriter, TokenFile, TokenStream, token_dtype, write_index
 from dsmoe_train.prepare import prepare
 
 TEMPLATE = "{% for m in messages %}<s>{{ m.role }}: {{ m.content }}</s>{% endfor %}"
@@ -97,6 +97,9 @@ def test_what_a_stream_refuses(tmp_path):
         TokenStream((Source(directory=home),), "train", 5, 1000, 0)
     with pytest.raises(ConfigError, match="1000 tokens; the model knows 10"):
         TokenStream((Source(directory=home),), "train", 2, 10, 0)
+    (tmp_path / "a" / "train-00000.bin").write_bytes(b"\xff\xff" * 5)
+    with pytest.raises(ConfigError, match="holds token 65535; the model knows 1000"):
+        TokenStream((Source(directory=home),), "train", 2, 1000, 0).next(1)
     (tmp_path / "a" / "train-00000.bin").write_bytes(b"\0\0")
     with pytest.raises(ConfigError, match="prepare the data again"):
         TokenStream((Source(directory=home),), "train", 2, 1000, 0)
@@ -167,12 +170,16 @@ def test_training_never_sees_what_is_held_out(tmp_path, tokenizer):
         ("a.jsonl", "{", "line 1"),
         ("a.jsonl", "{}", "neither"),
         ("a.jsonl", '{"text": 3}', "neither"),
+        ("a.jsonl", "[1]", "neither"),
+        ("a.jsonl", '{"messages": [3]}', "neither"),
+        ("a.txt", b"\xff\xfe", "not UTF-8"),
+        ("a.jsonl", b'{"text": "\xff"}', "not UTF-8"),
         ("a.csv", "x", "no .txt"),
     ],
 )
 def test_what_preparation_refuses(tmp_path, tokenizer, file, content, message):
     (tmp_path / "in").mkdir()
-    (tmp_path / "in" / file).write_text(content)
+    (tmp_path / "in" / file).write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(ConfigError, match=message):
         prepare(settings(tmp_path))
 
@@ -180,3 +187,24 @@ def test_what_preparation_refuses(tmp_path, tokenizer, file, content, message):
 def test_an_unknown_start_token_is_named(tmp_path, tokenizer):
     with pytest.raises(ConfigError, match="<none>"):
         prepare(settings(tmp_path, start_token="<none>"))
+
+
+@pytest.mark.parametrize("index", ["{", "[]", '{"vocab": 9, "dtype": "O", "splits": {}}', '{"vocab": 9, "dtype": "<u2"}'])
+def test_an_index_of_another_kind_is_refused(tmp_path, index):
+    (tmp_path / "index.json").write_text(index)
+    with pytest.raises(ConfigError, match="prepare the data again"):
+        TokenFile(tmp_path, "train", 10)
+
+
+def test_a_tokenizer_of_another_kind_is_refused(tmp_path, tokenizer):
+    (tmp_path / "tokenizer" / "tokenizer.json").write_text("{}")
+    with pytest.raises(ConfigError, match="is no tokenizer"):
+        prepare(settings(tmp_path))
+
+
+def test_a_chat_that_the_template_refuses_is_named(tmp_path, tokenizer):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.jsonl").write_text('{"messages": [{"role": "nobody", "content": ""}]}')
+    (tmp_path / "tokenizer" / "chat_template.jinja").write_text("{{ raise_exception('no such role') }}")
+    with pytest.raises(ConfigError, match="a.jsonl: the chat template refuses a chat"):
+        prepare(settings(tmp_path))

@@ -169,6 +169,12 @@ def test_two_processes_do_what_one_does(kind, fsdp, runs, runs_of_two):
         assert (split[name] - tensor).norm() <= limit * tensor.norm() + 1e-6, name
 
 
+def test_a_broken_snapshot_is_named(world_of_files, tmp_path):
+    (tmp_path / "snapshot.pt").write_bytes(b"PK\3\4 half a file")
+    with pytest.raises(ConfigError, match="delete it to start over"):
+        train(settings(world_of_files, tmp_path, "dense"))
+
+
 @pytest.mark.parametrize(
     "schedule, points",
     [
