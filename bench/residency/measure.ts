@@ -3,6 +3,7 @@
  * Everything that is measured, in order, into one report.
  */
 
+import type { ExpertOptions } from '@sparsedge/engine/request'
 import { ALL, config, pack } from './backend.ts'
 import { type Cold, type ColdFidelity, measureCold, measureColdFidelity } from './cold.ts'
 import { type Fidelity, measureFidelity } from './fidelity.ts'
@@ -138,7 +139,11 @@ async function measureSpeeds(scale: Scale, say: (what: string) => void) {
   say('all experts resident, beside no residency at all')
   const overhead = await measureOverhead(scale.rounds, scale.overheadTokens)
   const speeds: Speed[] = []
-  const add = async (share: number, firstByteMs: number | undefined, experts: Partial<Speed> = {}) => {
+  const add = async (
+    share: number,
+    firstByteMs: number | undefined,
+    experts: Partial<ExpertOptions> = {},
+  ) => {
     const { policy = 'exact', lookahead = true } = experts
     say(`${Math.round(100 * share)} % resident, ${firstByteMs ?? 0} ms to the first byte, ${policy}`)
     // Exact decoding with half of the experts waits for its fetches some 25 times a token.

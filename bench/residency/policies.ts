@@ -38,14 +38,14 @@ class LeastRecent extends Other {
   }
 }
 
-/** Counts all uses since the start; among equals the least recent goes first. */
+/** Counts all uses since the start, token by token; among equals the least recent goes first. */
 class LeastFrequent extends Other {
   readonly #count = new Float64Array(layers * experts)
   #now = 0
 
-  override use(key: number): void {
+  override use(key: number, tokens: number): void {
     this.#now += 1
-    this.#count[key] = Math.floor(this.#count[key]) + 1 + this.#now / 1e9
+    this.#count[key] = Math.floor(this.#count[key]) + tokens + this.#now / 1e9
   }
 
   override wait(key: number): number {
