@@ -7,7 +7,7 @@ import type { ExpertOptions } from '@sparsedge/engine/request'
 import { ALL, config, pack } from './backend.ts'
 import { type Cold, type ColdFidelity, measureCold, measureColdFidelity } from './cold.ts'
 import { type Fidelity, measureFidelity } from './fidelity.ts'
-import { POLICIES, type Policy } from './policies.ts'
+import { NAMES, type Policy } from './policies.ts'
 import { simulate } from './simulate.ts'
 import { measureOverhead, measureSpeed, type Overhead, type Speed } from './speed.ts'
 import { recordTraces, type Trace } from './traces.ts'
@@ -54,6 +54,10 @@ export const TARGET_MS = 30
 const HURRY_MS = 150
 const SEED = 1
 
+/** Policies of every arena, and the arenas of the targets. */
+export const CURVES = ['LRU', 'LFU', 'ours', 'optimum'] as const satisfies readonly Policy[]
+export const JUDGED = [1 / 3, 0.5] as const
+
 /** Slots of a share of all experts. */
 export const slotsOf = (share: number): number => Math.round(share * ALL)
 
@@ -90,7 +94,9 @@ export async function measureAll(parts: readonly Part[], scale: Scale): Promise<
     for (const trace of traces) {
       say(trace.name)
       for (const slots of arenas(workingSet)) {
-        for (const policy of policies) {
+        // Some are only there to judge others by.
+        const judged = JUDGED.some((share) => slotsOf(share) === slots)
+        for (const policy of judged ? NAMES : CURVES) {
           const outcome = simulate(trace, policy, slots)
           curves.push({ trace: trace.name, tokens: trace.decode.length, policy, slots, ...outcome })
         }
@@ -109,8 +115,6 @@ export async function measureAll(parts: readonly Part[], scale: Scale): Promise<
   const colds = has('cold') ? await measureColds(scale, say) : { colds: [] }
   return { ...measured, ...speeds, fidelities, ...colds }
 }
-
-const policies = Object.keys(POLICIES).filter((name): name is Policy => name in POLICIES)
 
 const distance = (firstByteMs: number) => ({ seed: SEED, firstByteMs, bytesPerMs: BYTES_PER_MS })
 

@@ -4,12 +4,14 @@
  */
 import { plot as draw, line, ruleX, text } from '@observablehq/plot'
 import { JSDOM } from 'jsdom'
+import { CURVES } from './measure.ts'
 import { overall, type Report } from './report.ts'
 
 /** @returns an SVG document */
 export function plot({ curves, all, workingSet, date }: Report): string {
   const { document } = new JSDOM('').window
-  const points = overall(curves).map(({ policy, slots, rate }) => ({ policy, share: slots / all, rate }))
+  const drawn = curves.filter(({ policy }) => CURVES.some((name) => name === policy))
+  const points = overall(drawn).map(({ policy, slots, rate }) => ({ policy, share: slots / all, rate }))
   const label = points.filter(({ share }) => Math.abs(share - 0.5) < 0.01)
   const svg = draw({
     document,

@@ -12,11 +12,14 @@ const { layers, experts } = config
 export const POLICIES = {
   LRU: () => new LeastRecent(),
   LFU: () => new LeastFrequent(),
+  'LFU by tokens': () => new LeastFrequent(true),
   ours: () => new Forecast(layers, experts, HALF_LIFE_TOKENS),
+  'true rates': (trace: Trace) => new TrueRates(trace),
   optimum: (trace: Trace) => new Optimum(trace),
 } satisfies Record<string, (trace: Trace) => Forecast>
 
 export type Policy = keyof typeof POLICIES
+export const NAMES: readonly Policy[] = ['LRU', 'LFU', 'LFU by tokens', 'ours', 'true rates', 'optimum']
 
 abstract class Other extends Forecast {
   constructor() {
@@ -38,18 +41,43 @@ class LeastRecent extends Other {
   }
 }
 
-/** Counts all uses since the start, token by token; among equals the least recent goes first. */
+/** Counts all uses since the start; among equals the least recent goes first. */
 class LeastFrequent extends Other {
+  readonly #byTokens: boolean
   readonly #count = new Float64Array(layers * experts)
   #now = 0
 
+  /** @param byTokens a use by a prompt of n tokens counts for as many of them as use the expert, and not as one */
+  constructor(byTokens = false) {
+    super()
+    this.#byTokens = byTokens
+  }
+
   override use(key: number, tokens: number): void {
     this.#now += 1
-    this.#count[key] = Math.floor(this.#count[key]) + tokens + this.#now / 1e9
+    this.#count[key] = Math.floor(this.#count[key]) + (this.#byTokens ? tokens : 1) + this.#now / 1e9
   }
 
   override wait(key: number): number {
     return -this.#count[key]
+  }
+}
+
+/** Ours, told how often the whole trace uses each expert: what no counting of the past can do better than. */
+class TrueRates extends Other {
+  readonly #rates = new Float64Array(layers * experts)
+
+  constructor({ decode }: Trace) {
+    super()
+    for (const step of decode) {
+      for (const [layer, { routed }] of step.entries()) {
+        for (const expert of routed) this.#rates[layer * experts + expert] += 1 / decode.length
+      }
+    }
+  }
+
+  override rate(key: number): number {
+    return this.#rates[key]
   }
 }
 

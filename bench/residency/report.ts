@@ -3,8 +3,8 @@
  * From measurements to verdicts, and to tables.
  */
 import { asMarkdown, asText, type Section, short, type Verdict, verdictSection } from '../tables.ts'
-import { BYTES_PER_MS, type Curve, type Measured, slotsOf, TARGET_MS } from './measure.ts'
-import type { Policy } from './policies.ts'
+import { BYTES_PER_MS, type Curve, JUDGED, type Measured, slotsOf, TARGET_MS } from './measure.ts'
+import { NAMES, type Policy } from './policies.ts'
 import type { Speed } from './speed.ts'
 
 export interface Report extends Measured {
@@ -40,9 +40,9 @@ export function judge(measured: Measured): Verdict[] {
     })
   }
   const traces = [...new Set(measured.curves.map(({ trace }) => trace))]
-  for (const share of [1 / 3, 0.5]) {
+  for (const share of JUDGED) {
     const rates = traces.map((trace) => (policy: Policy) => hitRate(measured, trace, policy, slotsOf(share)))
-    const worst = (of: (rate: (policy: Policy) => number) => number) =>
+    const worst = (of: (rate: Rates) => number) =>
       rates.length === 0 ? undefined : Math.min(...rates.map(of))
     const arena = `arena ${percent(share)}, worst trace`
     add(
@@ -55,8 +55,12 @@ export function judge(measured: Measured): Verdict[] {
       worst((rate) => rate('ours') / rate('LFU')),
       1,
     )
-    const closed = (rate: (policy: Policy) => number) =>
-      (rate('ours') - rate('LFU')) / (rate('optimum') - rate('LFU'))
+    add(
+      `hit rate : that of LFU by tokens, ${arena}`,
+      worst((rate) => rate('ours') / rate('LFU by tokens')),
+      1,
+    )
+    const closed = (rate: Rates) => gapClosed(rate, 'ours')
     add(`share of LFU's gap to the optimum closed, ${arena}`, worst(closed), 0.5)
   }
   add('decode, all resident : no residency', measured.overhead?.ratio, 0.98)
@@ -89,6 +93,13 @@ export function judge(measured: Measured): Verdict[] {
 /** Milliseconds a token that the store's distance makes unavoidable. */
 function boundMs({ misses, bytes }: Speed, firstByteMs: number): number {
   return Math.max((misses * firstByteMs) / LANES, bytes / BYTES_PER_MS)
+}
+
+type Rates = (policy: Policy) => number
+
+/** How far a policy comes on the way from LFU to the optimum. */
+function gapClosed(rate: Rates, policy: Policy): number {
+  return (rate(policy) - rate('LFU')) / (rate('optimum') - rate('LFU'))
 }
 
 function hitRate({ curves }: Measured, trace: string, policy: Policy, slots: number): number {
@@ -150,12 +161,11 @@ function sections(report: Report): Section[] {
     ]
   })
   const traces = [...new Set(curves.map(({ trace }) => trace))]
-  const traceRows = [1 / 3, 0.5].flatMap((share) =>
+  const traceRows = JUDGED.flatMap((share) =>
     traces.map((trace) => {
       const rate = (policy: Policy) => hitRate(report, trace, policy, slotsOf(share))
-      const closed = (rate('ours') - rate('LFU')) / (rate('optimum') - rate('LFU'))
-      const rates = (['LRU', 'LFU', 'ours', 'optimum'] as const).map((policy) => percent(rate(policy), 1))
-      return [percent(share), trace, ...rates, percent(closed)]
+      const closed = (['ours', 'true rates'] as const).map((policy) => percent(gapClosed(rate, policy)))
+      return [percent(share), trace, ...NAMES.map((policy) => percent(rate(policy), 1)), ...closed]
     }),
   )
   const speedRows = speeds.map(({ slots, firstByteMs, policy, lookahead, ...speed }) => [
@@ -202,7 +212,7 @@ function sections(report: Report): Section[] {
     },
     {
       title: 'Hit rates, trace by trace',
-      rows: [['arena', 'trace', 'LRU', 'LFU', 'ours', 'optimum', "LFU's gap closed"], ...traceRows],
+      rows: [['arena', 'trace', ...NAMES, "LFU's gap closed", 'by true rates'], ...traceRows],
     },
     {
       title: 'Decoding with a part of the experts',
