@@ -96,7 +96,7 @@ function constants(): Weights {
       for (let i = 0; i < table.length; i++) table[i] = (Math.imul(i, 0x9e3779b1) >>> 16) / 65536 - 0.5
       return graph.node('Gather', [graph.floats(table, [matrix.rows, matrix.cols]), ids])
     },
-    multiply(graph, matrix, x) {
+    multiply(graph, matrix, x, as) {
       const { codes, scales } = of(graph, matrix)
       const attributes = {
         K: BigInt(matrix.cols),
@@ -104,7 +104,7 @@ function constants(): Weights {
         bits: 4n,
         block_size: BigInt(BLOCK),
       }
-      return graph.node('MatMulNBits', [x, codes, scales], { domain: 'com.microsoft', attributes })
+      return graph.node('MatMulNBits', [x, codes, scales], { as, domain: 'com.microsoft', attributes })
     },
   }
 }

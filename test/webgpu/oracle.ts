@@ -120,13 +120,13 @@ async function floatWeights(source: WeightSource): Promise<Weights> {
     floats: find,
     rows: (graph, { name, rows, cols }, ids) =>
       graph.node('Gather', [graph.floats(find(name), [rows, cols]), ids]),
-    multiply: (graph, { name, rows, cols }: Matrix, x) => {
+    multiply: (graph, { name, rows, cols }: Matrix, x, as) => {
       const matrix = find(name)
       const transposed = Float32Array.from(
         matrix,
         (_, at) => matrix[(at % rows) * cols + Math.floor(at / rows)],
       )
-      return graph.node('MatMul', [x, graph.floats(transposed, [cols, rows])])
+      return graph.node('MatMul', [x, graph.floats(transposed, [cols, rows])], { as })
     },
   }
 }

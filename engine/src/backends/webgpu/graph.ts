@@ -24,8 +24,8 @@ export interface Weights {
   floats(name: string): Float32Array
   /** Rows of a matrix. @param ids int32 [1, tokens] @returns the name of [1, tokens, cols] */
   rows(graph: Graph, matrix: Matrix, ids: string): string
-  /** x Wᵀ. @param x the name of [1, tokens, cols] @returns the name of [1, tokens, rows] */
-  multiply(graph: Graph, matrix: Matrix, x: string): string
+  /** x Wᵀ. @param x the name of [1, tokens, cols] @returns the name of [1, tokens, rows]: `as`, where it is given */
+  multiply(graph: Graph, matrix: Matrix, x: string, as?: string): string
 }
 
 /** Names of what a step is given, besides its weights. */
@@ -139,12 +139,12 @@ export function addModel(graph: Graph, config: ModelConfig, weights: Weights, po
     source = h
     let y = addFfn(graph, weights, ffn, h, (units) => masked(graph, config, units, g))
     if (shared) y = graph.node('Add', [addFfn(graph, weights, shared, h), y])
-    if (g !== undefined) gates.push(g)
+    if (g !== undefined) gates.push(graph.node('Reshape', [g, graph.int64(1, -1, experts)]))
     add(y, layer + 1 < layers ? `layers.${layer + 1}.attention.norm` : 'norm')
   }
 
   const last = graph.node('Slice', [h, graph.int64(-1), graph.int64(2 ** 31 - 1), graph.int64(1)])
-  graph.node('Identity', [weights.multiply(graph, head(config), last)], { as: OUTPUT.logits })
+  weights.multiply(graph, head(config), last, OUTPUT.logits)
   graph.output(OUTPUT.logits, 'float32', [1, 1, vocab])
   if (gates.length === 0) return
   graph.node('Concat', gates, { as: OUTPUT.gates, attributes: { axis: 0n } })
@@ -191,7 +191,7 @@ function addAttention(graph: Graph, config: ModelConfig, invFreq: Float32Array, 
  * One weight per expert, as model/gate.ts defines it.
  *
  * @param source the name of [1, tokens, hidden]
- * @returns the name of g, [1, tokens, experts]; undefined where every expert is on
+ * @returns the name of g, [tokens, experts]; undefined where every expert is on
  */
 function addGate(
   graph: Graph,
@@ -202,13 +202,14 @@ function addGate(
 ): string | undefined {
   if (gate.kind === 'all') return undefined
   const router = transposed(weights.floats(`layers.${layer}.gate.weight`), experts, hidden)
-  const product = graph.node('MatMul', [source, graph.floats(router, [hidden, experts])])
+  const rows = graph.node('Reshape', [source, graph.int64(-1, hidden)])
+  // Product and bias are one kernel; whatever can be said in fewer kernels is faster.
+  const scores = (bias: string) => graph.node('Gemm', [rows, graph.floats(router, [hidden, experts]), bias])
   if (gate.kind === 'clamped_linear') {
-    const bias = graph.input(INPUT.gate(layer), 'float32', [experts])
-    return graph.node('Clip', [graph.node('Add', [product, bias]), graph.float(0), graph.float(1)])
+    const z = scores(graph.input(INPUT.gate(layer), 'float32', [experts]))
+    return graph.node('Clip', [z, graph.float(0), graph.float(1)])
   }
-  const bias = graph.floats(weights.floats(`layers.${layer}.gate.bias`), [experts])
-  const z = graph.node('Add', [product, bias])
+  const z = scores(graph.floats(weights.floats(`layers.${layer}.gate.bias`), [experts]))
   const p = graph.node('Softmax', [z], { attributes: { axis: -1n } })
   const rule = graph.input(INPUT.gate(layer), 'float32', [1])
   const selected =
@@ -225,19 +226,19 @@ function addGate(
 /**
  * Whether fewer than k experts come before one: those with a larger z, and of equals those with a lower index.
  *
- * @param z the name of [1, tokens, experts]
+ * @param z the name of [tokens, experts]
  * @param k the name of [1]
- * @returns the name of [1, tokens, experts], booleans
+ * @returns the name of [tokens, experts], booleans
  */
 function isAmongBest(graph: Graph, experts: number, z: string, k: string): string {
-  const own = graph.node('Unsqueeze', [z, graph.int64(-1)]) // [1, tokens, experts, 1]
-  const other = graph.node('Unsqueeze', [z, graph.int64(-2)]) // [1, tokens, 1, experts]
+  const own = graph.node('Unsqueeze', [z, graph.int64(-1)]) // [tokens, experts, 1]
+  const other = graph.node('Unsqueeze', [z, graph.int64(-2)]) // [tokens, 1, experts]
   const lower = Float32Array.from({ length: experts * experts }, (_, at) =>
     at % experts < Math.floor(at / experts) ? 1 : 0,
   )
   const larger = toFloat(graph, graph.node('Greater', [other, own]))
   const equal = toFloat(graph, graph.node('Equal', [other, own]))
-  const tied = graph.node('Mul', [equal, graph.floats(lower, [1, 1, experts, experts])])
+  const tied = graph.node('Mul', [equal, graph.floats(lower, [1, experts, experts])])
   const before = graph.node('Add', [larger, tied])
   const rank = graph.node('ReduceSum', [before, graph.int64(-1)], { attributes: { keepdims: 0n } })
   return graph.node('Less', [rank, k])
@@ -275,10 +276,10 @@ function masked(
 ): string {
   if (g === undefined) return units
   const reshape = (of: string, ...shape: number[]) => graph.node('Reshape', [of, graph.int64(...shape)])
-  // A 0 keeps the dimension.
+  // A 0 keeps the dimension, a -1 takes what is left.
   const product = graph.node('Mul', [
     reshape(units, 0, 0, experts, expertUnits),
-    reshape(g, 0, 0, experts, 1),
+    reshape(g, 1, -1, experts, 1),
   ])
   return reshape(product, 0, 0, experts * expertUnits)
 }

@@ -120,7 +120,7 @@ export class Graph {
 
 export interface NodeOptions {
   /** What to call the output. */
-  readonly as?: string
+  readonly as?: string | undefined
   readonly domain?: Domain
   readonly attributes?: Attributes
 }

@@ -93,7 +93,7 @@ export class GpuWeights {
     return {
       floats: (name) => this.#numbers(name),
       rows: (graph, matrix, ids) => this.#rows(graph, matrix, ids),
-      multiply: (graph, matrix, x) => this.#multiply(graph, matrix, x),
+      multiply: (graph, matrix, x, as) => this.#multiply(graph, matrix, x, as),
     }
   }
 
@@ -277,14 +277,14 @@ export class GpuWeights {
     return graph.node('Add', [coarse, fine])
   }
 
-  #multiply(graph: Graph, { name, rows, cols }: Matrix, x: string): string {
+  #multiply(graph: Graph, { name, rows, cols }: Matrix, x: string, as?: string): string {
     const { codes, scales, blocks, planes } = this.#matrix(name)
     const weight = this.#bind(graph, `${name}.codes`, 'uint8', [rows, blocks, BLOCK], codes)
     const steps = this.#bind(graph, `${name}.scales`, 'float32', [rows, blocks], scales)
     // Two planes are two matrices side by side that both see x.
     const input = planes === 1 ? x : graph.node('Concat', [x, x], { attributes: { axis: -1n } })
     const attributes = { K: BigInt(planes * cols), N: BigInt(rows), bits: 8n, block_size: BigInt(BLOCK) }
-    return graph.node('MatMulNBits', [input, weight, steps], { domain: 'com.microsoft', attributes })
+    return graph.node('MatMulNBits', [input, weight, steps], { as, domain: 'com.microsoft', attributes })
   }
 
   #matrix(name: string): Stored {
