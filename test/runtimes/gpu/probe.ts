@@ -227,7 +227,8 @@ const GREEDY = {
   topK: 0,
   topP: 1,
   minP: 0,
-  repetitionPenalty: 1,
+  // A text of one letter over and over would hide a place that is lost.
+  repetitionPenalty: 2,
   presencePenalty: 0,
   frequencyPenalty: 0,
   // A tiny model likes its end token; the answer has to go on.
