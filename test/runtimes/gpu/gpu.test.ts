@@ -93,9 +93,9 @@ describe.each(runtimes)('$name', ({ run }) => {
 
   test('goes on with the same text when the device is lost', () => {
     const { wasm, webgpu, lost } = result.text
-    expect(webgpu).toEqual({ text: wasm.text, backend: 'webgpu' })
-    expect(lost).toEqual(wasm)
-    expect(wasm.text).not.toBe('')
+    expect(webgpu.backend).toBe('webgpu')
+    expect(lost).toEqual({ text: webgpu.text, backend: wasm.backend })
+    expect(new Set(webgpu.text).size).toBeGreaterThan(8)
   })
 
   test('fails with codes', () => {

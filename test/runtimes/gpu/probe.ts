@@ -192,7 +192,7 @@ async function runAhead(reference: Backend, webgpu: Backend): Promise<GpuResult[
   return { readbacks: actual.readbacks, same: expected.tokens.join() === actual.tokens.join() }
 }
 
-/** The same answer on WASM, on the GPU, and on the same GPU, which is destroyed after a third of it. */
+/** An answer on WASM; one on the GPU; and that again, while the GPU is destroyed after a third of it. */
 async function lose(kit: Kit, model: string): Promise<GpuResult['text']> {
   const create = (name: 'wasm' | 'webgpu') =>
     createEngine({
