@@ -1,7 +1,7 @@
 /**
  * @module
  * What ours is measured against: the policies that everyone knows, and the optimum, as forecasts for the same table of
- * slots. The expert with the longest wait is evicted.
+ * slots. The expert that is worth least is evicted.
  */
 import { Forecast, HALF_LIFE_TOKENS } from '@sparsedge/engine/residency/policy'
 import { config } from './backend.ts'
@@ -36,8 +36,8 @@ class LeastRecent extends Other {
     this.#last[key] = this.#now
   }
 
-  override wait(key: number): number {
-    return -this.#last[key]
+  override worth(key: number): number {
+    return this.#last[key]
   }
 }
 
@@ -58,8 +58,8 @@ class LeastFrequent extends Other {
     this.#count[key] = Math.floor(this.#count[key]) + (this.#byTokens ? tokens : 1) + this.#now / 1e9
   }
 
-  override wait(key: number): number {
-    return -this.#count[key]
+  override worth(key: number): number {
+    return this.#count[key]
   }
 }
 
@@ -100,7 +100,7 @@ class Optimum extends Other {
     this.#past[key] += 1
   }
 
-  override wait(key: number): number {
-    return this.#uses[key][this.#past[key]] ?? Number.POSITIVE_INFINITY
+  override worth(key: number): number {
+    return -(this.#uses[key][this.#past[key]] ?? Number.POSITIVE_INFINITY)
   }
 }

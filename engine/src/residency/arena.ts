@@ -1,7 +1,7 @@
 /**
  * @module
  * Residency in an arena: a fixed region of memory, cut into slots that each hold one expert. Fetches what is missing,
- * evicts what is needed last, and never lets a byte be seen that was not verified.
+ * evicts what is worth least, and never lets a byte be seen that was not verified.
  */
 import { SparsedgeError, throwIfCancelled } from '../errors.ts'
 import type { Manifest } from '../pack/manifest.ts'

@@ -5,18 +5,18 @@
 import { MAX_IN_FLIGHT } from '../store/lanes.ts'
 
 /** Tokens after which the use of an expert counts half. */
-export const HALF_LIFE_TOKENS = 32
+export const HALF_LIFE_TOKENS = 48
+/** What a slot costs for a pass through all layers, in uses. Between .15 and .6 hits hardly differ. */
+const RENT = 0.3
 /** Past this a count is near the end of float64, and all are scaled down. */
 const RESCALE = 1e200
-/** Experts that fewer tokens than this share use are alike. */
-const LEAST_RATE = 1e-3
 
 /**
- * When each expert will be needed next: the one with the longest wait goes first. Layers are visited in a circle, so the
- * wait is the way to the expert's layer, plus the tokens that it is expected to sit out there: with rate r, the share of
- * tokens that routed it lately, 1/r - 1. Where rates differ that is LFU with ageing; where they are alike, as when nearly
- * all experts are always on, the layer just left goes first. Plain LFU turns such a circle into a scan that evicts
- * everything right before its use.
+ * What each slot is good for. Layers are visited in a circle: an expert of a layer that comes soon pays off, or turns out
+ * not to, in a short while; one of the layer just left keeps its slot busy for a whole pass. With rate r, the share of
+ * tokens that routed it lately, and the way to its layer in passes, an expert is worth r - rent · way; what is worth least
+ * goes first. Where rates differ that is LFU with ageing; where they are alike, as when nearly all experts are always on,
+ * the layer just left goes first. Plain LFU turns such a circle into a scan that evicts everything right before its use.
  *
  * A step of many tokens counts as so many, and tells at once which experts a prompt is about.
  */
@@ -32,7 +32,7 @@ export class Forecast {
   readonly #halfLife: number
   #layer = 0
   /** What one token of the step at hand counts: its last one the layer's weight, those before it less and less. */
-  #worth = 0
+  #weight = 0
 
   /**
    * @param halfLife in tokens
@@ -56,19 +56,19 @@ export class Forecast {
     this.#weights[layer] *= 2 ** (tokens / this.#halfLife)
     const decay = 2 ** (-1 / this.#halfLife)
     const sum = (1 - decay ** tokens) / (1 - decay)
-    this.#worth = (this.#weights[layer] * sum) / tokens
-    this.#visits[layer] += this.#worth * tokens
+    this.#weight = (this.#weights[layer] * sum) / tokens
+    this.#visits[layer] += this.#weight * tokens
     if (this.#weights[layer] < RESCALE) return
     const row = layer * this.#experts
     for (let e = 0; e < this.#experts; e++) this.#counts[row + e] /= RESCALE
     this.#visits[layer] /= RESCALE
     this.#weights[layer] /= RESCALE
-    this.#worth /= RESCALE
+    this.#weight /= RESCALE
   }
 
   /** So many of its tokens use an expert there. */
   use(key: number, tokens: number): void {
-    this.#counts[key] += this.#worth * tokens
+    this.#counts[key] += this.#weight * tokens
   }
 
   /** The share of tokens that used the expert, lately. */
@@ -77,12 +77,12 @@ export class Forecast {
     return visits === 0 ? 0 : this.#counts[key] / visits
   }
 
-  /** Passes until the expert is expected to be used. */
-  wait(key: number): number {
+  /** What it is worth to hold the expert from now until its layer has come and gone, in uses. */
+  worth(key: number): number {
     const layer = Math.floor(key / this.#experts)
     const ahead = layer - this.#layer
     const way = (ahead > 0 ? ahead : ahead + this.#layers) / this.#layers
-    return way + 1 / Math.max(this.rate(key), LEAST_RATE) - 1
+    return this.rate(key) - RENT * way
   }
 }
 

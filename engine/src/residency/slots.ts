@@ -79,7 +79,7 @@ export class Slots {
     return this.#free.pop() ?? NONE
   }
 
-  /** A slot, now taken: a free one, or that of the unpinned expert needed last; -1 if there is neither. */
+  /** A slot, now taken: a free one, or that of the unpinned expert worth least; -1 if there is neither. */
   take(): number {
     const free = this.takeFree()
     if (free !== NONE) return free
@@ -100,16 +100,16 @@ export class Slots {
     return victim !== NONE && this.#forecast.rate(this.#holder[victim]) < this.#forecast.rate(key)
   }
 
-  /** The slot of the unpinned expert needed last, or -1. */
+  /** The slot of the unpinned expert worth least, or -1. */
   #victim(): number {
     let victim = NONE
-    let longest = Number.NEGATIVE_INFINITY
+    let least = Number.POSITIVE_INFINITY
     for (let slot = 0; slot < this.#holder.length; slot++) {
       const key = this.#holder[slot]
       if (key === NONE || this.#pins[key] === 1) continue
-      const wait = this.#forecast.wait(key)
-      if (wait > longest) {
-        longest = wait
+      const worth = this.#forecast.worth(key)
+      if (worth < least) {
+        least = worth
         victim = slot
       }
     }
