@@ -122,6 +122,9 @@ class Arena implements ArenaResidency {
   /** Fetches missing experts that are used more than what they would replace, while there are lanes to spare. */
   #improve(layer: number, { routed, count }: Routing, account: Account): void {
     const row = layer * this.#manifest.config.experts
+    // Nobody waits here, so nobody would notice that those who hold the lanes have died; once it has started something
+    // itself, a request has lanes.
+    if (account.usage.requests === 0 && this.#flights.size >= MAX_IN_FLIGHT) this.#flights.watch()
     for (let i = 0; i < count && this.#flights.size < MAX_IN_FLIGHT; i++) {
       const key = row + routed[i]
       if (this.slots[key] >= 0 || this.#table.coming[key] || !this.#table.hasRoomFor(key)) continue

@@ -94,8 +94,8 @@ export class Flights {
   ): Promise<void> {
     for (const flight of flights) flight.join(urgency)
     try {
-      // They wait behind all that came before, so somebody has to notice if a request takes those along.
-      for (const other of [...this.#flying, ...this.#queue]) void this.#watch(other)
+      // They wait behind all that came before.
+      this.watch()
       for (const flight of flights) {
         await abortable(this.#watch(flight), signal)
         if (flight.failure !== undefined) throw flight.failure
@@ -103,6 +103,11 @@ export class Flights {
     } finally {
       for (const flight of flights) flight.leave()
     }
+  }
+
+  /** Notices, from now on and in the caller's request, if a request takes its flights along when it ends. */
+  watch(): void {
+    for (const flight of [...this.#flying, ...this.#queue]) void this.#watch(flight)
   }
 
   async #run(flight: Flight): Promise<void> {

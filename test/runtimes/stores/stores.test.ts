@@ -218,6 +218,22 @@ describe('residency over the lives of requests', () => {
     },
   )
 
+  test('requests that wait for nothing find their lanes free again, though nobody waits for those that were lost', async () => {
+    held = []
+    const lost = ask('/prefetch', {
+      layer: 0,
+      routed: [0, 1, 2, 3, 4],
+      leaveAfter: 200,
+    } satisfies AcquireTask)
+    await ask('/prefetch', { layer: 1, routed: [5], leaveAfter: 200 } satisfies AcquireTask)
+    await expect.poll(() => held?.length).toBe(6)
+    await lost
+    held = undefined
+    const loose = { layer: 2, routed: [1, 4], waits: false, leaveAfter: 100 }
+    await expect.poll(async () => (await acquire(loose)).hits, { timeout: 5000 }).toBe(2)
+    await expectAllSlotsUsable()
+  })
+
   test('a request that waits behind the fetches of one that ends goes on', async () => {
     held = []
     const ending = ask('/prefetch', {

@@ -59,6 +59,8 @@ export interface AcquireTask {
   readonly routed: readonly number[]
   /** Answers after so many milliseconds, though the experts have not come: the request ends over its fetches. */
   readonly leaveAfter?: number
+  /** False: makes do with what is resident, as `resident_first` does while it decodes. */
+  readonly waits?: boolean
   /** Gives up waiting after so many milliseconds. */
   readonly cancelAfter?: number
 }
@@ -132,8 +134,9 @@ const handlers: Record<string, (task: never, bucket: R2Bucket) => Promise<unknow
     return { state: engine.state, ...result }
   },
 
-  '/acquire': async ({ layer, routed, leaveAfter, cancelAfter }: AcquireTask): Promise<AcquireResult> => {
-    const account = newAccount()
+  '/acquire': async (task: AcquireTask): Promise<AcquireResult> => {
+    const { layer, routed, leaveAfter, waits = true, cancelAfter } = task
+    const account = newAccount(waits)
     const signal = cancelAfter === undefined ? undefined : AbortSignal.timeout(cancelAfter)
     const acquired = residency.acquire(layer, routing(routed), account, signal)
     const result = await (leaveAfter === undefined ? acquired?.then(() => ({}), failure) : sleep(leaveAfter))
@@ -149,10 +152,10 @@ const handlers: Record<string, (task: never, bucket: R2Bucket) => Promise<unknow
   },
 }
 
-const newAccount = (): Account => ({
-  options: DEFAULT_EXPERTS,
+const newAccount = (mayWait = true): Account => ({
+  options: { ...DEFAULT_EXPERTS, policy: mayWait ? 'exact' : 'resident_first' },
   usage: new ExpertUsage(layers),
-  mayWait: true,
+  mayWait,
 })
 
 const routing = (routed: readonly number[]): Routing => ({
