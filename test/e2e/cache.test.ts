@@ -23,7 +23,8 @@ test('a second isolate finds in the cache what the first has read', async () => 
   const second = await askAnew('llm.example.com')
   expect(second.text).toBe(first.text)
   // Not all of it: what came faster than the cache took it was left out.
-  expect(second.tiers.cache.bytes).toBeGreaterThan(first.tiers.r2.bytes / 2)
+  expect(second.tiers.cache.requests).toBeGreaterThan(1)
+  expect(second.tiers.r2?.bytes ?? 0).toBeLessThan(first.tiers.r2.bytes)
 })
 
 test('on workers.dev, where the Cache API does nothing, nothing is kept', async () => {
