@@ -98,6 +98,11 @@ describe.each(runtimes)('$name', ({ run }) => {
     expect(new Set(webgpu.text).size).toBeGreaterThan(8)
   })
 
+  test('unpacks tiles exactly, and those that no packer writes to an eighth of a step', () => {
+    expect(result.unpacked.near).toBe(0)
+    expect(result.unpacked.far).toBeLessThanOrEqual(1)
+  })
+
   test('fails with codes', () => {
     expect(result.codes).toEqual({
       sequence: 'memory_exhausted',

@@ -9,7 +9,9 @@ import { namedBackend } from '@sparsedge/engine/backends/named'
 import { type WasmModules, wasmBackend } from '@sparsedge/engine/backends/wasm/index'
 import { webgpuBackend } from '@sparsedge/engine/backends/webgpu'
 import { Device, findAdapter } from '@sparsedge/engine/backends/webgpu/device'
+import { Unpacker } from '@sparsedge/engine/backends/webgpu/unpack'
 import { SparsedgeError } from '@sparsedge/engine/errors'
+import { BLOCK, dequantise, encodePlane } from '@sparsedge/engine/pack/layout'
 import { referenceBackend } from '@sparsedge/engine/reference'
 import type { ShardStore } from '@sparsedge/engine/store/store'
 import { argmax, divergence, logProbabilities } from '../../parity/divergence.ts'
@@ -58,6 +60,9 @@ export interface GpuResult {
   readonly forced: readonly Forced[]
   /** Greedy decoding of 64 tokens: how often was read back, and whether the tokens are the reference's. */
   readonly ahead: { readonly readbacks: number; readonly same: boolean }
+  /** The largest error of a weight that was unpacked from a tile, in units of R · s: where the zero point lies within the
+   * block's range or a little beyond, and where it is farther away than any packer would put it. */
+  readonly unpacked: { readonly near: number; readonly far: number }
   readonly text: { readonly wasm: Generated; readonly webgpu: Generated; readonly lost: Generated }
   /** Codes of the failures that were provoked. */
   readonly codes: { readonly sequence: string; readonly tensor: string; readonly lost: string }
@@ -94,6 +99,7 @@ export async function gpuProbe(kit: Kit, models: readonly string[]): Promise<Gpu
     forced,
     ahead,
     codes,
+    unpacked: await unpack(await Device.open(adapter)),
     text: await lose(kit, models[0]),
   }
 }
@@ -190,6 +196,46 @@ async function runAhead(reference: Backend, webgpu: Backend): Promise<GpuResult[
   }
   const [expected, actual] = [await run(reference), await run(webgpu)]
   return { readbacks: actual.readbacks, same: expected.tokens.join() === actual.tokens.join() }
+}
+
+/** One plane with every zero point that there is, each with every code. */
+async function unpack(device: Device): Promise<GpuResult['unpacked']> {
+  const [rows, cols] = [256, BLOCK]
+  const plane = {
+    codes: Uint8Array.from({ length: rows * cols }, (_, i) => i % 16),
+    scales: new Uint8Array(rows).fill(3),
+    zeros: Uint8Array.from({ length: rows }, (_, row) => row),
+  }
+  const tiles = encodePlane(plane, rows, cols)
+  const rowScales = new Float32Array(rows).fill(0.5)
+  const { STORAGE, COPY_DST, COPY_SRC, MAP_READ } = GPUBufferUsage
+  const source = device.buffer(tiles.length + rowScales.byteLength, STORAGE | COPY_DST)
+  device.gpu.queue.writeBuffer(source, 0, tiles)
+  device.gpu.queue.writeBuffer(source, tiles.length, rowScales)
+  const into = {
+    codes: device.buffer(rows * cols, STORAGE | COPY_SRC),
+    scales: device.buffer(4 * rows, STORAGE | COPY_SRC),
+    rows,
+    blocks: 1,
+  }
+  const place = { into, rows, blocks: 1, row: 0, block: 0, tiles: 0, rowScales: tiles.length / 4, factor: 1 }
+  new Unpacker(device).place(source, [place])
+  const back = device.gpu.createBuffer({ size: rows * (cols + 4), usage: COPY_DST | MAP_READ })
+  const encoder = device.gpu.createCommandEncoder()
+  encoder.copyBufferToBuffer(into.codes, 0, back, 0, rows * cols)
+  encoder.copyBufferToBuffer(into.scales, 0, back, rows * cols, 4 * rows)
+  device.gpu.queue.submit([encoder.finish()])
+  await back.mapAsync(GPUMapMode.READ)
+  const codes = new Uint8Array(back.getMappedRange().slice(0, rows * cols))
+  const scales = new Float32Array(back.getMappedRange().slice(rows * cols))
+  const worst = { near: 0, far: 0 }
+  for (const [i, weight] of dequantise('q4', tiles, rowScales, rows, cols).entries()) {
+    const row = Math.floor(i / cols)
+    const error = Math.abs(scales[row] * (codes[i] - 128) - weight) / (rowScales[row] * plane.scales[row])
+    const which = plane.zeros[row] <= 128 ? 'near' : 'far'
+    worst[which] = Math.max(worst[which], error)
+  }
+  return worst
 }
 
 /** An answer on WASM; one on the GPU; and that again, while the GPU is destroyed after a third of it. */

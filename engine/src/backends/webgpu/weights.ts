@@ -111,7 +111,6 @@ export class GpuWeights {
     const { gate, up, down } = layerMatrices(config, layer).experts
     const scales = shard.length / 4
     const place = {
-      layout: experts.layout,
       rows: units,
       cols: hidden,
       of: 2 * units,
@@ -122,7 +121,6 @@ export class GpuWeights {
       ...this.#placements(gate, { ...place, from: 0, tiles: 0, rowScales: scales }),
       ...this.#placements(up, { ...place, from: units, tiles: 0, rowScales: scales + units }),
       ...this.#placements(down, {
-        layout: experts.layout,
         rows: hidden,
         cols: units,
         of: hidden,
@@ -133,15 +131,6 @@ export class GpuWeights {
         rowScales: scales + 2 * units,
       }),
     ])
-  }
-
-  /** Gives all memory back. */
-  destroy(): void {
-    this.#staging.destroy()
-    for (const { codes, scales } of this.#matrices.values()) {
-      codes.destroy()
-      scales.destroy()
-    }
   }
 
   // ---- Buffers ----------------------------------------------------------------------------------------------------
@@ -199,7 +188,7 @@ export class GpuWeights {
     queue.writeBuffer(source, 0, tiles)
     queue.writeBuffer(source, tiles.length, rowScales)
     const { rows, cols } = matrix
-    const rest = { layout, rows, cols, of: shape[0], from, row: 0, col: 0, tiles: 0 }
+    const rest = { rows, cols, of: shape[0], from, row: 0, col: 0, tiles: 0 }
     this.#unpacker.place(source, this.#placements(matrix, { ...rest, rowScales: tiles.length / 4 + from }))
     source.destroy()
   }
@@ -208,7 +197,6 @@ export class GpuWeights {
   #placements(
     { name, cols: width }: Matrix,
     at: {
-      readonly layout: 'q4' | 'q8'
       /** What is placed, and the rows of the matrix it is cut from, from row `from` on. */
       readonly rows: number
       readonly cols: number
