@@ -98,6 +98,10 @@ describe.each(runtimes)('$name', ({ run }) => {
     expect(new Set(webgpu.text).size).toBeGreaterThan(8)
   })
 
+  test('keeps to what a request allows to be fetched', () => {
+    expect(result.limits).toEqual({ exact: 'expert_budget_spent', fidelity: 0 })
+  })
+
   test('unpacks tiles exactly, and those that no packer writes to an eighth of a step', () => {
     expect(result.unpacked.near).toBe(0)
     expect(result.unpacked.far).toBeLessThanOrEqual(1)

@@ -60,6 +60,9 @@ export interface GpuResult {
   readonly forced: readonly Forced[]
   /** Greedy decoding of 64 tokens: how often was read back, and whether the tokens are the reference's. */
   readonly ahead: { readonly readbacks: number; readonly same: boolean }
+  /** With nothing resident and nothing allowed to be fetched: how a prompt fails that insists on its experts, and how many of
+   * its choices one gets that does not. */
+  readonly limits: { readonly exact: string; readonly fidelity: number }
   /** The largest error of a weight that was unpacked from a tile, in units of R · s: where the zero point lies within the
    * block's range or a little beyond, and where it is farther away than any packer would put it. */
   readonly unpacked: { readonly near: number; readonly far: number }
@@ -84,24 +87,37 @@ export async function gpuProbe(kit: Kit, models: readonly string[]): Promise<Gpu
   const forced: Forced[] = []
   let ahead: GpuResult['ahead'] | undefined
   let codes: GpuResult['codes'] | undefined
+  let limits: GpuResult['limits'] | undefined
   // Making a backend takes longer than running it, on a software adapter: each is used for all that it is good for.
   for (const model of models) {
     const reference = await open(kit, model, referenceBackend())
     const webgpu = await open(kit, model, webgpuBackend({ contextTokens: CONTEXT, ...pathOf(kit) }))
     const device = devices[devices.length - 1]
+    limits ??= await limit(webgpu)
     forced.push(await force(kit, model, reference, webgpu))
     ahead ??= await runAhead(reference, webgpu)
     codes ??= await provoke(adapter, webgpu, device)
   }
-  if (!ahead || !codes) throw new Error('there is no model')
+  if (!ahead || !codes || !limits) throw new Error('there is no model')
   return {
     adapter: [vendor, architecture, description].filter(Boolean).join(' '),
     forced,
     ahead,
     codes,
+    limits,
     unpacked: await unpack(await Device.open(adapter)),
     text: await lose(kit, models[0]),
   }
+}
+
+async function limit(webgpu: Backend): Promise<GpuResult['limits']> {
+  const prompt = Int32Array.of(5, 17, 3)
+  const open = (policy: 'exact' | 'resident_first') =>
+    webgpu.open(8, { policy, lookahead: false, maxFetches: 0 })
+  const [exact, first] = [open('exact'), open('resident_first')]
+  const code = await codeOf(() => webgpu.step(exact, prompt))
+  await webgpu.step(first, prompt)
+  return { exact: code, fidelity: first.usage.fidelity }
 }
 
 async function force(kit: Kit, model: string, reference: Backend, webgpu: Backend): Promise<Forced> {
