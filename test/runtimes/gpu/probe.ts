@@ -84,6 +84,8 @@ export async function gpuProbe(kit: Kit, models: readonly string[]): Promise<Gpu
   watch()
   const adapter = await findAdapter()
   const { vendor, architecture, description } = adapter.info
+  // An adapter is good for one device.
+  const spare = await Device.open(adapter)
   const forced: Forced[] = []
   let ahead: GpuResult['ahead'] | undefined
   let codes: GpuResult['codes'] | undefined
@@ -96,7 +98,7 @@ export async function gpuProbe(kit: Kit, models: readonly string[]): Promise<Gpu
     limits ??= await limit(webgpu)
     forced.push(await force(kit, model, reference, webgpu))
     ahead ??= await runAhead(reference, webgpu)
-    codes ??= await provoke(adapter, webgpu, device)
+    codes ??= await provoke(spare, webgpu, device)
   }
   if (!ahead || !codes || !limits) throw new Error('there is no model')
   return {
@@ -105,7 +107,7 @@ export async function gpuProbe(kit: Kit, models: readonly string[]): Promise<Gpu
     ahead,
     codes,
     limits,
-    unpacked: await unpack(await Device.open(adapter)),
+    unpacked: await unpack(spare),
     text: await lose(kit, models[0]),
   }
 }
@@ -302,16 +304,11 @@ const GREEDY = {
   seed: 0,
 }
 
-async function provoke(
-  adapter: GPUAdapter,
-  backend: Backend,
-  device: GPUDevice,
-): Promise<GpuResult['codes']> {
+async function provoke(spare: Device, backend: Backend, device: GPUDevice): Promise<GpuResult['codes']> {
   const sequence = backend.open(8)
-  const other = await Device.open(adapter)
   return {
     sequence: await codeOf(() => backend.open(CONTEXT + 1)),
-    tensor: await codeOf(() => other.buffer(other.gpu.limits.maxBufferSize + 16, GPUBufferUsage.STORAGE)),
+    tensor: await codeOf(() => spare.buffer(spare.gpu.limits.maxBufferSize + 16, GPUBufferUsage.STORAGE)),
     lost: await codeOf(async () => {
       device.destroy()
       await backend.step(sequence, Int32Array.of(1))
