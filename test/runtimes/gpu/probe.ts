@@ -244,8 +244,9 @@ async function unpack(device: Device): Promise<GpuResult['unpacked']> {
   encoder.copyBufferToBuffer(into.scales, 0, back, rows * cols, 4 * rows)
   device.gpu.queue.submit([encoder.finish()])
   await back.mapAsync(GPUMapMode.READ)
-  const codes = new Uint8Array(back.getMappedRange().slice(0, rows * cols))
-  const scales = new Float32Array(back.getMappedRange().slice(rows * cols))
+  const range = back.getMappedRange()
+  const codes = new Uint8Array(range, 0, rows * cols)
+  const scales = new Float32Array(range, rows * cols)
   const worst = { near: 0, far: 0 }
   for (const [i, weight] of dequantise('q4', tiles, rowScales, rows, cols).entries()) {
     const row = Math.floor(i / cols)
