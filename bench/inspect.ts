@@ -7,7 +7,7 @@
  * kernel.
  */
 import { readFile } from 'node:fs/promises'
-import { createEngine } from '@sparsedge/engine'
+import { createEngine, GREEDY } from '@sparsedge/engine'
 import { writeDescriptor } from '@sparsedge/engine/backends/wasm/descriptor'
 import { wasmBackend } from '@sparsedge/engine/backends/wasm/index'
 import { type Plan, planMemory } from '@sparsedge/engine/backends/wasm/plan'
@@ -21,7 +21,7 @@ import { type Manifest, parseManifest, tensorBytes } from '@sparsedge/engine/pac
 import { DEFAULT_EXPERTS } from '@sparsedge/engine/request'
 import { createResidency } from '@sparsedge/engine/residency/arena'
 import { fsStore } from '@sparsedge/engine/store/fs'
-import { CONTEXT_TOKENS, GREEDY, MEMORY_BYTES } from './hosts/ours.ts'
+import { CONTEXT_TOKENS, MEMORY_BYTES } from './hosts/ours.ts'
 import { KERNELS, PACKS, SHIPPED, TEACHER } from './paths.ts'
 
 export const PHASES = ['attention', 'gate', 'experts', 'head', 'JavaScript'] as const

@@ -3,7 +3,7 @@
  * The engine as users have it, timed: prompt and sampler and text included, exactly what `usage` reports. Runs in every
  * runtime.
  */
-import { createEngine, type Engine } from '@sparsedge/engine'
+import { createEngine, type Engine, GREEDY } from '@sparsedge/engine'
 import { type WasmModules, wasmBackend } from '@sparsedge/engine/backends/wasm/index'
 import type { ShardStore } from '@sparsedge/engine/store/store'
 import type { Answer, Task } from './task.ts'
@@ -51,19 +51,6 @@ export function createMeter({ store, modules, reader }: Kit): Meter {
     const backend = wasmBackend({ modules, contextTokens: CONTEXT_TOKENS, memoryBytes: MEMORY_BYTES })
     return createEngine({ store, model, backend })
   }
-}
-
-/** Greedy; anything else would be a request's own choice to pay for. */
-export const GREEDY = {
-  temperature: 0,
-  topK: 0,
-  topP: 1,
-  minP: 0,
-  repetitionPenalty: 1,
-  presencePenalty: 0,
-  frequencyPenalty: 0,
-  logitBias: new Map<number, number>(),
-  seed: 0,
 }
 
 async function generate(engine: Engine, prompt: readonly number[], tokens: number): Promise<Answer> {

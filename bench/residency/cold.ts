@@ -2,11 +2,10 @@
  * @module
  * From nothing to the first token: an engine is made from a store that is far away, and asked for one token.
  */
-import { createEngine } from '@sparsedge/engine'
+import { createEngine, GREEDY } from '@sparsedge/engine'
 import type { ExpertOptions } from '@sparsedge/engine/request'
 import { type Distance, faultyStore } from '@sparsedge/engine/store/faulty'
 import { divergence } from '../../test/parity/divergence.ts'
-import { GREEDY } from '../hosts/ours.ts'
 import { ALL, backendWith, config, fixedBytes, openBackend, pack } from './backend.ts'
 import { distribution } from './fidelity.ts'
 import { promptOf, routedBy, texts } from './traces.ts'

@@ -4,12 +4,11 @@
  * and answered chats.
  */
 import { readFile } from 'node:fs/promises'
-import { createEngine } from '@sparsedge/engine'
+import { createEngine, GREEDY } from '@sparsedge/engine'
 import type { ArenaResidency } from '@sparsedge/engine/residency/arena'
 import type { Routing } from '@sparsedge/engine/residency/residency'
 import { z } from 'zod'
 import { packTokenizer } from '../../test/parity/shipped.ts'
-import { GREEDY } from '../hosts/ours.ts'
 import { ALL, backendWith, config, openBackend, pack } from './backend.ts'
 
 /** What the gates of each layer chose in one step of the model. */

@@ -5,20 +5,9 @@ import type { Backend, BackendFactory, Sequence } from './backends/backend.ts'
 import { referenceBackend } from './backends/reference/index.ts'
 import { createEngine, type Engine, type EngineOptions } from './engine.ts'
 import { SparsedgeError } from './errors.ts'
-import type { GenerateEvent, GenerateRequest, SamplingParams } from './request.ts'
+import { type GenerateEvent, type GenerateRequest, GREEDY, type SamplingParams } from './request.ts'
 import { type ShardStore, shardKey } from './store/store.ts'
 
-const GREEDY: SamplingParams = {
-  temperature: 0,
-  topK: 0,
-  topP: 1,
-  minP: 0,
-  repetitionPenalty: 1,
-  presencePenalty: 0,
-  frequencyPenalty: 0,
-  logitBias: new Map(),
-  seed: 1,
-}
 /** A random model never ends by itself, nor should it by chance. */
 const ENDLESS = new Map([EOS, IM_END].map((token) => [token, -100]))
 const request = (
@@ -29,7 +18,7 @@ const request = (
   maxTokens: 20,
   stop: [],
   ...fields,
-  sampling: { ...GREEDY, logitBias: ENDLESS, ...sampling },
+  sampling: { ...GREEDY, seed: 1, logitBias: ENDLESS, ...sampling },
 })
 const code = (code: string) => expect.objectContaining({ code })
 

@@ -25,5 +25,6 @@ export type {
   Prompt,
   SamplingParams,
 } from './request.ts'
+export { GREEDY } from './request.ts'
 export type { ResidencySnapshot, WarmUp, WarmUpLimits } from './residency/residency.ts'
 export type { ShardStore } from './store/store.ts'

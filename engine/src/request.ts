@@ -25,6 +25,19 @@ export interface SamplingParams {
   readonly seed: number
 }
 
+/** The likeliest token each time, and nothing else; a start for every other choice. */
+export const GREEDY: SamplingParams = {
+  temperature: 0,
+  topK: 0,
+  topP: 1,
+  minP: 0,
+  repetitionPenalty: 1,
+  presencePenalty: 0,
+  frequencyPenalty: 0,
+  logitBias: new Map(),
+  seed: 0,
+}
+
 export interface ChatMessage {
   readonly role: 'system' | 'user' | 'assistant'
   readonly content: string

@@ -2,7 +2,7 @@
  * @module
  * Conversations with the model that ships, as everybody gets them: the whole engine on the WASM backend, greedily.
  */
-import { createEngine, type Engine } from '@sparsedge/engine'
+import { createEngine, type Engine, GREEDY } from '@sparsedge/engine'
 import { wasmBackend } from '@sparsedge/engine/backends/wasm/index'
 import { z } from 'zod'
 import { openShipped, wasmModules } from './shipped.ts'
@@ -32,21 +32,10 @@ export async function answer(
   messages: Transcript['messages'],
 ): Promise<Pick<Transcript, 'answer' | 'finishReason' | 'tokens'>> {
   let text = ''
-  const sampling = {
-    temperature: 0,
-    topK: 0,
-    topP: 1,
-    minP: 0,
-    repetitionPenalty: 1,
-    presencePenalty: 0,
-    frequencyPenalty: 0,
-    logitBias: new Map<number, number>(),
-    seed: 0,
-  }
   for await (const event of engine.generate({
     prompt: { messages },
     maxTokens: MAX_TOKENS,
-    sampling,
+    sampling: GREEDY,
     stop: [],
   })) {
     if (event.type === 'text') text += event.text

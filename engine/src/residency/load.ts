@@ -75,7 +75,7 @@ export class Load extends Flight {
       this.#account.usage.fetched(tier, this.#bytes)
       this.#publish()
     } catch (cause) {
-      throw this.#located(cause)
+      throw located(cause, this.#cargo)
     }
   }
 
@@ -121,16 +121,18 @@ export class Load extends Flight {
       this.#taken[i] = -1
     }
   }
+}
 
-  /** A failure with the expert that it concerns, as far as that is known. */
-  #located(cause: unknown): SparsedgeError {
-    const { hash, layer, shards, first } = this.#cargo
-    const error =
-      cause instanceof SparsedgeError
-        ? cause
-        : new SparsedgeError('store_unavailable', `the store failed: ${String(cause)}`, {}, { cause })
-    const shard = error.place.shard ?? hash
-    const index = shards.indexOf(shard)
-    return error.at(index < 0 ? { layer, shard } : { layer, shard, expert: first + index })
-  }
+/** A failed read of some experts of a layer, with the one that it concerns, as far as that is known. */
+export function located(
+  cause: unknown,
+  { hash, layer, shards, first }: Pick<Cargo, 'hash' | 'layer' | 'shards' | 'first'>,
+): SparsedgeError {
+  const error =
+    cause instanceof SparsedgeError
+      ? cause
+      : new SparsedgeError('store_unavailable', `the store failed: ${String(cause)}`, {}, { cause })
+  const shard = error.place.shard ?? hash
+  const index = shards.indexOf(shard)
+  return error.at(index < 0 ? { layer, shard } : { layer, shard, expert: first + index })
 }

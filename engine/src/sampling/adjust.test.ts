@@ -1,23 +1,12 @@
 import fc from 'fast-check'
 import { describe, expect, it } from 'vitest'
-import type { SamplingParams } from '../request.ts'
+import { GREEDY, type SamplingParams } from '../request.ts'
 import { Adjustment } from './adjust.ts'
 
-const NOTHING: SamplingParams = {
-  temperature: 0,
-  topK: 0,
-  topP: 1,
-  minP: 0,
-  repetitionPenalty: 1,
-  presencePenalty: 0,
-  frequencyPenalty: 0,
-  logitBias: new Map(),
-  seed: 0,
-}
 const VOCAB = 6
 
 function adjusted(params: Partial<SamplingParams>, prompt: number[], output: number[], logits: number[]) {
-  const adjustment = new Adjustment({ ...NOTHING, ...params }, prompt, logits.length)
+  const adjustment = new Adjustment({ ...GREEDY, ...params }, prompt, logits.length)
   for (const token of output) adjustment.add(token)
   const result = Float32Array.from(logits)
   adjustment.apply(result)
@@ -85,12 +74,12 @@ describe('active', () => {
     [{ frequencyPenalty: -0.1 }, true],
     [{ logitBias: new Map([[1, 1]]) }, true],
   ])('%j: %s', (params, active) => {
-    expect(new Adjustment({ ...NOTHING, ...params }, [], VOCAB).active).toBe(active)
+    expect(new Adjustment({ ...GREEDY, ...params }, [], VOCAB).active).toBe(active)
   })
 })
 
 it.each([-1, VOCAB, 0.5, Number.NaN])('a bias of token %d is refused', (token) => {
-  const params = { ...NOTHING, logitBias: new Map([[token, 1]]) }
+  const params = { ...GREEDY, logitBias: new Map([[token, 1]]) }
   expect(() => new Adjustment(params, [], VOCAB)).toThrow(
     expect.objectContaining({ code: 'invalid_request' }),
   )

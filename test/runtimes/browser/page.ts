@@ -2,22 +2,11 @@
  * @module
  * The script of index.html: loads a pack from the server it came from and generates, on the backend that is chosen.
  */
-import { createEngine, type Engine, SparsedgeError } from '@sparsedge/engine'
+import { createEngine, type Engine, GREEDY, SparsedgeError } from '@sparsedge/engine'
 import { type BackendName, namedBackend } from '@sparsedge/engine/backends/named'
 import { httpStore } from '@sparsedge/engine/store/http'
 
 const TOKENS = 32
-const GREEDY = {
-  temperature: 0,
-  topK: 0,
-  topP: 1,
-  minP: 0,
-  repetitionPenalty: 1,
-  presencePenalty: 0,
-  frequencyPenalty: 0,
-  logitBias: new Map<number, number>(),
-  seed: 0,
-}
 
 const form = find('form', HTMLFormElement)
 const output = find('output', HTMLOutputElement)

@@ -5,6 +5,7 @@
 import { SparsedgeError, throwIfCancelled } from '../../errors.ts'
 import type { Manifest } from '../../pack/manifest.ts'
 import { book, budgetSpent, giveBack, patience } from '../../residency/budget.ts'
+import { located } from '../../residency/load.ts'
 import { bundlePays } from '../../residency/policy.ts'
 import type {
   Account,
@@ -173,15 +174,4 @@ export class Experts implements ResidencyControl {
       })
     })
   }
-}
-
-/** A failure with the expert that it concerns, as far as that is known. */
-function located(cause: unknown, { layer, hash, first, shards }: Parcel): SparsedgeError {
-  const error =
-    cause instanceof SparsedgeError
-      ? cause
-      : new SparsedgeError('store_unavailable', `the store failed: ${String(cause)}`, {}, { cause })
-  const shard = error.place.shard ?? hash
-  const index = shards.indexOf(shard)
-  return error.at(index < 0 ? { layer, shard } : { layer, shard, expert: first + index })
 }
