@@ -10,8 +10,8 @@ import type { Admission, Turns } from './schedule.ts'
 import { encodePrompt, type ModelText } from './text/prompt.ts'
 import { StopMatcher } from './text/stop.ts'
 
-/** Prompt tokens a step. More would keep others waiting and a cancelled request running; fewer would read every weight
- * more often. The logits are the same. */
+/** Prompt tokens a step, where the backend wishes for no other number. More would keep others waiting and a cancelled
+ * request running; fewer would read every weight more often. The logits are the same. */
 const PREFILL_TOKENS = 128
 
 /** A model ready to run, shared by all requests. */
@@ -71,8 +71,9 @@ export async function* generate(
     }
 
     let start = 0
-    for (; start + PREFILL_TOKENS < ids.length; start += PREFILL_TOKENS) {
-      tokens = ids.subarray(start, start + PREFILL_TOKENS)
+    const chunk = backend.prefillTokens ?? PREFILL_TOKENS
+    for (; start + chunk < ids.length; start += chunk) {
+      tokens = ids.subarray(start, start + chunk)
       await turns.take(tokens.length, step, signal)
       stepping = false
     }

@@ -28,6 +28,8 @@ export interface Backend {
   readonly name: string
   /** The model's, but for `context`: that is at most what the longest sequence of this backend can hold. */
   readonly config: ModelConfig
+  /** Tokens of a prompt that a step had best be given; 128 where it does not say. */
+  readonly prefillTokens?: number | undefined
   /** Absent where every expert is always in memory. */
   readonly residency?: ResidencyControl | undefined
 

@@ -87,6 +87,10 @@ class FallbackBackend implements Backend {
     return this.#current.config
   }
 
+  get prefillTokens() {
+    return this.#current.prefillTokens
+  }
+
   get residency() {
     return this.#current.residency
   }

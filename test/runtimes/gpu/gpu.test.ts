@@ -77,6 +77,15 @@ describe.each(runtimes)('$name', ({ run }) => {
     }
   })
 
+  test('tokens after a prompt agree with the reference, though other kernels ran the prompt', () => {
+    expect(result.prompted.map(({ model }) => model)).toEqual(MODELS)
+    for (const { top1, kl, share } of result.prompted) {
+      expect(top1).toBe(1)
+      expect(kl).toBeLessThan(1e-6)
+      expect(Math.abs(share)).toBeLessThan(1e-3)
+    }
+  })
+
   test('fetching experts when they are routed gives the bits of having them all', () => {
     for (const { misses, missesWhenResident, sameWhenResident } of result.forced) {
       expect(misses).toBeGreaterThan(0)

@@ -50,6 +50,12 @@ export interface Forced {
   readonly sameWhenResident: number
 }
 
+/** Prompts in one step each, which onnxruntime runs, and tokens after them one at a time, which our kernels do, on the same
+ * keys and values: WebGPU from the reference. */
+export interface Prompted extends Distance {
+  readonly model: string
+}
+
 export interface Generated {
   readonly text: string
   readonly backend: string
@@ -58,6 +64,7 @@ export interface Generated {
 export interface GpuResult {
   readonly adapter: string
   readonly forced: readonly Forced[]
+  readonly prompted: readonly Prompted[]
   /** Greedy decoding of 64 tokens: how often was read back, and whether the tokens are the reference's. */
   readonly ahead: { readonly readbacks: number; readonly same: boolean }
   /** With nothing resident and nothing allowed to be fetched: how a prompt fails that insists on its experts, and how many of
@@ -75,6 +82,7 @@ export interface GpuResult {
 const STARTS = [11, 200]
 const CONTEXT = 256
 const FORCED_TOKENS = 64
+const PROMPTED_TOKENS = 40
 const GENERATED_TOKENS = 24
 
 const counted = { readbacks: 0 }
@@ -87,6 +95,7 @@ export async function gpuProbe(kit: Kit, models: readonly string[]): Promise<Gpu
   // An adapter is good for one device.
   const spare = await Device.open(adapter)
   const forced: Forced[] = []
+  const prompted: Prompted[] = []
   let ahead: GpuResult['ahead'] | undefined
   let codes: GpuResult['codes'] | undefined
   let limits: GpuResult['limits'] | undefined
@@ -97,6 +106,7 @@ export async function gpuProbe(kit: Kit, models: readonly string[]): Promise<Gpu
     const device = devices[devices.length - 1]
     limits ??= await limit(webgpu)
     forced.push(await force(kit, model, reference, webgpu))
+    prompted.push({ model, ...(await prompt(reference, webgpu)) })
     ahead ??= await runAhead(reference, webgpu)
     codes ??= await provoke(spare, webgpu, device)
   }
@@ -104,6 +114,7 @@ export async function gpuProbe(kit: Kit, models: readonly string[]): Promise<Gpu
   return {
     adapter: [vendor, architecture, description].filter(Boolean).join(' '),
     forced,
+    prompted,
     ahead,
     codes,
     limits,
@@ -162,6 +173,26 @@ async function force(kit: Kit, model: string, reference: Backend, webgpu: Backen
     sameWhenResident: same / FORCED_TOKENS,
     missesWhenResident: sequence.usage.misses,
   }
+}
+
+async function prompt(reference: Backend, webgpu: Backend): Promise<Distance> {
+  const comparison = new Comparison(0, 1)
+  for (const start of STARTS) {
+    const tokens = Int32Array.from([...forcedTokens(start, webgpu)].flatMap((token) => [...token]))
+    const both = [reference, webgpu].map((backend) => ({ backend, sequence: backend.open(FORCED_TOKENS) }))
+    for (let at = 0; at < FORCED_TOKENS; ) {
+      const end = Math.max(at + 1, PROMPTED_TOKENS)
+      const logits: Float32Array[] = []
+      for (const { backend, sequence } of both) {
+        logits.push(await backend.step(sequence, tokens.subarray(at, end)))
+      }
+      comparison.add(logits)
+      at = end
+    }
+    comparison.addShares(both.map(({ sequence }) => sequence.usage.activeShare))
+    for (const { sequence } of both) sequence.close()
+  }
+  return comparison.distance()
 }
 
 function* forcedTokens(start: number, { config }: Backend): Generator<Int32Array> {
@@ -235,6 +266,7 @@ async function unpack(device: Device): Promise<GpuResult['unpacked']> {
     scales: device.buffer(4 * rows, STORAGE | COPY_SRC),
     rows,
     blocks: 1,
+    planes: 1 as const,
   }
   const place = { into, rows, blocks: 1, row: 0, block: 0, tiles: 0, rowScales: tiles.length / 4, factor: 1 }
   new Unpacker(device).place(source, [place])

@@ -8,6 +8,8 @@ import { SparsedgeError } from '../../errors.ts'
 
 /** What onnxruntime's kernels use where a device has it. */
 const FEATURES = ['shader-f16', 'subgroups'] as const satisfies GPUFeatureName[]
+/** With subgroups of four lanes onnxruntime 1.30 computes wrong numbers for 32 tokens and more (docs/findings.md). */
+const LEAST_SUBGROUP = 8
 /** Limits that are asked for as high as the adapter goes: the defaults are those of the smallest telephones. */
 const LIMITS = [
   'maxBufferSize',
@@ -62,7 +64,11 @@ export class Device {
   static async open(adapter: GPUAdapter): Promise<Device> {
     const requiredLimits: Record<string, number> = {}
     for (const name of LIMITS) requiredLimits[name] = adapter.limits[name]
-    const requiredFeatures = FEATURES.filter((feature) => adapter.features.has(feature))
+    const { subgroupMinSize = LEAST_SUBGROUP } = adapter.info
+    const requiredFeatures = FEATURES.filter(
+      (feature) =>
+        adapter.features.has(feature) && (feature !== 'subgroups' || subgroupMinSize >= LEAST_SUBGROUP),
+    )
     try {
       return new Device(await adapter.requestDevice({ requiredFeatures, requiredLimits }), adapter)
     } catch (cause) {

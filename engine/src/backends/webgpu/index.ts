@@ -1,7 +1,7 @@
 /**
  * @module
- * The WebGPU backend: onnxruntime-web runs the model's graph on a GPU, weights and keys and values stay there, and experts
- * come when a gate picks them. Not for Workers, which have no GPU: its onnxruntime is far larger than a Worker may be.
+ * The WebGPU backend: onnxruntime-web runs prompts on a GPU, kernels of our own each token after them, weights and keys and
+ * values stay there, and experts come when a gate picks them. Not for Workers, which have no GPU: its onnxruntime is far larger than a Worker may be.
  */
 import { throwIfCancelled } from '../../errors.ts'
 import { gateRule } from '../../model/selection.ts'
@@ -9,13 +9,15 @@ import { loadTrunk } from '../../pack/load.ts'
 import { trunkBytes } from '../../pack/manifest.ts'
 import { DEFAULT_EXPERTS } from '../../request.ts'
 import type { Backend, BackendFactory } from '../backend.ts'
+import { Decoder } from './decode.ts'
 import { Device, findAdapter } from './device.ts'
 import { Experts } from './experts.ts'
 import { addModel, gateInputs } from './graph.ts'
 import { Graph } from './onnx.ts'
+import { Results } from './results.ts'
 import { CachePool, GpuSequence } from './sequence.ts'
 import { createSession } from './session.ts'
-import { Stepper } from './step.ts'
+import { CHUNK, Stepper } from './step.ts'
 import { GpuWeights } from './weights.ts'
 
 export interface WebgpuOptions {
@@ -54,18 +56,19 @@ export function webgpuBackend(options: WebgpuOptions = {}): BackendFactory {
       const session = await createSession(graph.model(), device, options.onnxruntimePath)
       const experts = new Experts(manifest, store, weights)
       const pool = new CachePool(device, config, options.contextTokens ?? DEFAULT_CONTEXT_TOKENS)
-      const { bindings } = weights
       const ahead = options.tokensAhead ?? DEFAULT_TOKENS_AHEAD
-      const stepper = await device.allocating(
-        () => new Stepper({ config, device, session, experts, bindings, ahead }),
-      )
+      const results = await device.allocating(() => new Results(device, config, ahead, CHUNK))
+      const decoder = await Decoder.create(device, config, weights, results, context)
+      const { bindings } = weights
+      const stepper = new Stepper({ config, device, session, experts, bindings, results, decoder, ahead })
       return {
         name: 'webgpu',
         config: { ...config, context },
+        prefillTokens: CHUNK,
         residency: experts,
         open(capacity, options = DEFAULT_EXPERTS) {
           const rule = gateRule(config, options.selection)
-          return pool.open(capacity, { options, inputs: gateInputs(config, weights.graph, rule) })
+          return pool.open(capacity, { options, inputs: gateInputs(config, weights, rule) })
         },
         step(sequence, tokens, stepSignal) {
           if (!(sequence instanceof GpuSequence))

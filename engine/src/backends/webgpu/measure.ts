@@ -1,6 +1,6 @@
 /**
  * @module
- * How fast a GPU would run a model, before onnxruntime is loaded: what it costs to start a kernel, to read a byte and to
+ * How fast a GPU would decode, before onnxruntime is loaded: what it costs to start a kernel, to read a byte and to
  * bring a result back. For small models the first is nearly all, and a GPU loses to WASM.
  */
 import type { ModelConfig } from '../../model/config.ts'
@@ -9,10 +9,8 @@ import type { Manifest } from '../../pack/manifest.ts'
 import type { Device } from './device.ts'
 import { embedding, head, layerMatrices } from './graph.ts'
 
-/** Kernels that a token starts, per layer and besides; counted by bench/gpu. */
-const KERNELS = { layer: 17, rest: 5 }
-/** onnxruntime, in WASM, takes about as long again to say what a GPU is to do. */
-const OVERHEAD = 2
+/** Kernels that a token starts, per layer and besides: decode.ts. */
+const KERNELS = { layer: 6, rest: 3 }
 const CHAINED = 32
 const READ_BYTES = 4 << 20
 
@@ -54,6 +52,7 @@ export async function measureWebgpu(device: Device, { config }: Manifest, ahead:
       layout: pipeline.getBindGroupLayout(0),
       entries: buffers.map((each, binding) => ({ binding, resource: { buffer: each } })),
     })
+  const [ofChain, ofRead] = [bind(chain, x, buffer(16, GPUBufferUsage.UNIFORM)), bind(read, x, many)]
   /** Milliseconds of some kernels and the way back. */
   const time = async (chained: number, reads: number): Promise<number> => {
     const started = performance.now()
@@ -61,12 +60,11 @@ export async function measureWebgpu(device: Device, { config }: Manifest, ahead:
     const pass = encoder.beginComputePass()
     pass.setPipeline(chain)
     for (let i = 0; i < chained; i++) {
-      // One of each for every kernel, as onnxruntime has it.
-      pass.setBindGroup(0, bind(chain, x, buffer(16, GPUBufferUsage.UNIFORM)))
+      pass.setBindGroup(0, ofChain)
       pass.dispatchWorkgroups(4)
     }
     pass.setPipeline(read)
-    pass.setBindGroup(0, bind(read, x, many))
+    pass.setBindGroup(0, ofRead)
     for (let i = 0; i < reads; i++) pass.dispatchWorkgroups(64)
     pass.end()
     encoder.copyBufferToBuffer(x, 0, back, 0, 4096)
@@ -81,7 +79,7 @@ export async function measureWebgpu(device: Device, { config }: Manifest, ahead:
     const kernel = Math.max((await time(CHAINED, 0)) - readback, 0) / CHAINED
     const perByte = Math.max((await time(0, 2)) - readback, 0) / (2 * READ_BYTES)
     const kernels = KERNELS.layer * config.layers + KERNELS.rest
-    return kernels * kernel * OVERHEAD + readback / ahead + perByte * weightBytes(config)
+    return kernels * kernel + readback / ahead + perByte * weightBytes(config)
   } finally {
     for (const each of [x, back, many]) each.destroy()
   }

@@ -8,10 +8,10 @@ import type { Device } from './device.ts'
 
 const WORKGROUP = 256
 
-/** The index of the largest logit; of equals the first, as everywhere. */
+/** The index of the largest logit, as the next run's token; of equals the first, as everywhere. */
 const SHADER = /* wgsl */ `
 @group(0) @binding(0) var<storage, read> logits: array<f32>;
-@group(0) @binding(1) var<storage, read_write> id: array<i32>;
+@group(0) @binding(1) var<storage, read_write> state: array<u32>;
 @group(0) @binding(2) var<uniform> vocab: vec4u;
 var<workgroup> value: array<f32, ${WORKGROUP}>;
 var<workgroup> index: array<u32, ${WORKGROUP}>;
@@ -19,8 +19,12 @@ var<workgroup> index: array<u32, ${WORKGROUP}>;
 @compute @workgroup_size(${WORKGROUP})
 fn largest(@builtin(local_invocation_index) lane: u32) {
   var best = min(lane, vocab.x - 1);
-  for (var i = lane; i < vocab.x; i += ${WORKGROUP}) { if (logits[i] > logits[best]) { best = i; } }
-  value[lane] = logits[best];
+  var most = logits[best];
+  for (var i = lane; i < vocab.x; i += ${WORKGROUP}) {
+    let other = logits[i];
+    if (other > most) { most = other; best = i; }
+  }
+  value[lane] = most;
   index[lane] = best;
   for (var half = ${WORKGROUP / 2}u; half > 0; half /= 2) {
     workgroupBarrier();
@@ -30,7 +34,7 @@ fn largest(@builtin(local_invocation_index) lane: u32) {
       if (ahead) { value[lane] = value[other]; index[lane] = index[other]; }
     }
   }
-  if (lane == 0) { id[0] = i32(index[0]); }
+  if (lane == 0) { state[0] = index[0]; state[1] += 1; }
 }
 `
 
@@ -39,8 +43,8 @@ export class Results {
   readonly #device: Device
   readonly #vocab: number
   readonly #gateFloats: number
-  /** int32 [1, 1]: the token that the next run appends. */
-  readonly id: GPUBuffer
+  /** uint32 [2]: the token that the next run of one appends, and its position. */
+  readonly state: GPUBuffer
   /** float32 [vocab], [layers, tokens, experts]: where runs leave what they computed. */
   readonly logits: GPUBuffer
   readonly gates: GPUBuffer
@@ -51,6 +55,7 @@ export class Results {
   // What has been read: a slot for each run.
   readonly #read: { readonly logits: Float32Array; readonly gates: Float32Array; readonly id: Int32Array }[]
   readonly #chunkGates: Float32Array
+  readonly #next = new Uint32Array(2)
 
   /**
    * @param slots runs of one token that are read together
@@ -63,7 +68,7 @@ export class Results {
     this.#vocab = vocab
     this.#gateFloats = gate.kind === 'all' ? 0 : layers * experts
     const usage = GPUBufferUsage.STORAGE | GPUBufferUsage.COPY_SRC | GPUBufferUsage.COPY_DST
-    this.id = device.buffer(4, usage)
+    this.state = device.buffer(8, usage)
     this.logits = device.buffer(4 * vocab, usage)
     this.gates = device.buffer(4 * this.#gateFloats * chunk, usage)
     // logits, gates, the likeliest token
@@ -87,16 +92,23 @@ export class Results {
     size.unmap()
     this.#bindGroup = gpu.createBindGroup({
       layout: this.#largest.getBindGroupLayout(0),
-      entries: [this.logits, this.id, size].map((buffer, binding) => ({ binding, resource: { buffer } })),
+      entries: [this.logits, this.state, size].map((buffer, binding) => ({ binding, resource: { buffer } })),
     })
   }
 
-  /** Queues the keeping of what the run before has computed, and makes its likeliest token the next run's. */
-  keep(slot: number): void {
+  /** Says what the next run of one appends. */
+  begin(token: number, position: number): void {
+    this.#next.set([token, position])
+    this.#gpu.queue.writeBuffer(this.state, 0, this.#next)
+  }
+
+  /** Queues a run of one token, the keeping of what it computes, and makes its likeliest token the next run's. */
+  run(slot: number, encode: (pass: GPUComputePassEncoder) => void): void {
     const at = slot * this.#slotBytes
     const gateBytes = 4 * this.#gateFloats
     const encoder = this.#gpu.createCommandEncoder()
     const pass = encoder.beginComputePass()
+    encode(pass)
     pass.setPipeline(this.#largest)
     pass.setBindGroup(0, this.#bindGroup)
     pass.dispatchWorkgroups(1)
@@ -105,7 +117,7 @@ export class Results {
     if (gateBytes > 0) {
       encoder.copyBufferToBuffer(this.gates, 0, this.#staging, at + 4 * this.#vocab, gateBytes)
     }
-    encoder.copyBufferToBuffer(this.id, 0, this.#staging, at + 4 * this.#vocab + gateBytes, 4)
+    encoder.copyBufferToBuffer(this.state, 0, this.#staging, at + 4 * this.#vocab + gateBytes, 4)
     this.#gpu.queue.submit([encoder.finish()])
   }
 

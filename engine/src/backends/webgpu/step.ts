@@ -2,8 +2,9 @@
  * @module
  * Steps on the GPU. Reading anything back costs about as much as a token, so nothing is asked in between: a run computes
  * as if all experts were there, and its gates come back with its logits. If they routed one that was not there, it is
- * fetched and the tokens are run again; keys and values are simply written again. An expert that was not routed has been
- * multiplied by 0, so that the result is that of a model that has them all.
+ * fetched and the tokens are run again; keys and values are simply written again. An expert that was not routed adds
+ * nothing, so that the result is that of a model that has them all. Runs of several tokens are onnxruntime's (graph.ts),
+ * those of one token our own (decode.ts).
  *
  * For the same reason tokens are run ahead: after the token it was asked for, the GPU goes on with the likeliest next ones,
  * as long as those were right of late, and all of them are read in one go. A caller that does ask for that token finds its
@@ -12,17 +13,18 @@
 import { SparsedgeError, throwIfCancelled } from '../../errors.ts'
 import type { ModelConfig } from '../../model/config.ts'
 import type { Logits } from '../backend.ts'
+import type { Decoder } from './decode.ts'
 import type { Device } from './device.ts'
 import type { Experts } from './experts.ts'
 import { INPUT, OUTPUT } from './graph.ts'
-import { Results } from './results.ts'
+import type { Results } from './results.ts'
 import { Routing } from './routing.ts'
 import type { GpuSequence } from './sequence.ts'
 import { type Feeds, gpuTensor, idTensor, type Session, scalarTensor } from './session.ts'
 import type { Binding } from './weights.ts'
 
-/** Tokens of the longest run. */
-export const CHUNK = 128
+/** Tokens of the longest run: as many as one readback and some hundred kernels are worth. */
+export const CHUNK = 512
 
 const NOTHING: Set<number> = new Set()
 
@@ -32,6 +34,8 @@ export interface StepperParts {
   readonly session: Session
   readonly experts: Experts
   readonly bindings: Iterable<Binding>
+  readonly results: Results
+  readonly decoder: Decoder
   /** Tokens that are run before they are read, at most. */
   readonly ahead: number
 }
@@ -43,17 +47,14 @@ export class Stepper {
   readonly #experts: Experts
   readonly #routing: Routing
   readonly #results: Results
+  readonly #decoder: Decoder
   readonly #ahead: number
   readonly #weights: Feeds
-  /** What a run of one token is given and gives, in memory that is there already. */
-  readonly #id
   readonly #logits
-  readonly #gates
   readonly #last = scalarTensor()
   readonly #total = scalarTensor()
   readonly #runs = new WeakMap<GpuSequence, { readonly feeds: Feeds; readonly fetches: Feeds }>()
 
-  readonly #token = new Int32Array(1)
   #aside: Promise<void> | undefined
 
   #busy = false
@@ -65,19 +66,18 @@ export class Stepper {
   #likeliest = -1
   #streak = 0
 
-  constructor({ config, device, session, experts, bindings, ahead }: StepperParts) {
+  constructor({ config, device, session, experts, bindings, results, decoder, ahead }: StepperParts) {
     this.#ahead = ahead
     this.#config = config
     this.#device = device
     this.#session = session
     this.#experts = experts
     this.#routing = new Routing(config, experts)
-    this.#results = new Results(device, config, ahead, CHUNK)
+    this.#results = results
     this.#weights = {}
     for (const { name, type, shape, buffer } of bindings) this.#weights[name] = gpuTensor(buffer, type, shape)
-    this.#id = gpuTensor(this.#results.id, 'int32', [1, 1])
     this.#logits = gpuTensor(this.#results.logits, 'float32', [1, 1, config.vocab])
-    this.#gates = this.#gateTensor(1)
+    this.#decoder = decoder
   }
 
   step(sequence: GpuSequence, tokens: Int32Array, signal: AbortSignal | undefined): Logits | Promise<Logits> {
@@ -151,16 +151,15 @@ export class Stepper {
 
   async #decode(sequence: GpuSequence, token: number, signal: AbortSignal | undefined): Promise<Logits> {
     const waits = sequence.mayWait
+    const { cache } = sequence
+    if (!cache) throw new RangeError('the sequence is closed')
+    const encode = (pass: GPUComputePassEncoder) => this.#decoder.encode(pass, cache)
     const fetched = waits ? await this.#fetchAlwaysOn(sequence, signal) : NOTHING
     let count = Math.min(this.#ahead, this.#streak + 1, sequence.capacity - sequence.length)
     for (;;) {
       throwIfCancelled(signal)
-      this.#token[0] = token
-      this.#device.gpu.queue.writeBuffer(this.#results.id, 0, this.#token)
-      for (let slot = 0; slot < count; slot++) {
-        await this.#run(sequence, sequence.length + slot)
-        this.#results.keep(slot)
-      }
+      this.#results.begin(token, sequence.length)
+      for (let slot = 0; slot < count; slot++) this.#results.run(slot, encode)
       await this.#results.read(count)
       const missing = this.#routing.missing(this.#results.slot(0).gates, 1)
       if (missing.length === 0) break
@@ -229,14 +228,14 @@ export class Stepper {
     return fetched
   }
 
-  /** Appends tokens, or the one that lies on the GPU already; overwrites what may be there. */
-  async #run(sequence: GpuSequence, position: number, tokens?: Int32Array): Promise<void> {
+  /** Appends tokens; overwrites what may be there. */
+  async #run(sequence: GpuSequence, position: number, tokens: Int32Array): Promise<void> {
     const { feeds, fetches } = this.#bindings(sequence)
-    const count = tokens?.length ?? 1
+    const count = tokens.length
     this.#last.data[0] = position + count - 1
     this.#total.data[0] = position + count
-    feeds[INPUT.tokens] = tokens ? idTensor(tokens) : this.#id
-    const gates = tokens ? this.#gateTensor(count) : this.#gates
+    feeds[INPUT.tokens] = idTensor(tokens)
+    const gates = this.#gateTensor(count)
     if (gates) fetches[OUTPUT.gates] = gates
     await this.#device.wait(this.#session.run(feeds, fetches))
   }

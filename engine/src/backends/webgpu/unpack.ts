@@ -16,8 +16,10 @@ export interface GpuMatrix {
   readonly codes: GPUBuffer
   readonly scales: GPUBuffer
   readonly rows: number
-  /** Blocks of 32 columns in a row. */
+  /** Blocks of 32 columns in a row, of all planes. */
   readonly blocks: number
+  /** As many matrices side by side, which all see the same input. */
+  readonly planes: 1 | 2
 }
 
 /** Where a run of tiles goes. Offsets into the source count words of 4 bytes. */

@@ -27,15 +27,11 @@ export interface Binding {
   readonly buffer: GPUBuffer
 }
 
-interface Stored extends GpuMatrix {
-  readonly planes: 1 | 2
-}
-
 export class GpuWeights {
   readonly #manifest: Manifest
   readonly #device: Device
   readonly #unpacker: Unpacker
-  readonly #matrices = new Map<string, Stored>()
+  readonly #matrices = new Map<string, GpuMatrix>()
   readonly #tensors: ReadonlyMap<string, TrunkTensor>
   /** The trunk's float tensors, as they lie in a pack. */
   readonly #floats = new Map<string, Uint8Array<ArrayBuffer>>()
@@ -88,10 +84,17 @@ export class GpuWeights {
     return this.#bindings.values()
   }
 
+  /** A matrix as it lies on the GPU. */
+  matrix({ name }: Matrix): GpuMatrix {
+    const matrix = this.#matrices.get(name)
+    if (!matrix) throw new TypeError(`there is no matrix ${name}`)
+    return matrix
+  }
+
   /** A graph's weights, quantised as they are. */
   get graph(): Weights {
     return {
-      floats: (name) => this.#numbers(name),
+      floats: (name) => this.floats(name),
       rows: (graph, matrix, ids) => this.#rows(graph, matrix, ids),
       multiply: (graph, matrix, x, as) => this.#multiply(graph, matrix, x, as),
     }
@@ -195,7 +198,7 @@ export class GpuWeights {
 
   /** One placement for each plane. Rows start at multiples of a tile's. */
   #placements(
-    { name, cols: width }: Matrix,
+    matrix: Matrix,
     at: {
       /** What is placed, and the rows of the matrix it is cut from, from row `from` on. */
       readonly rows: number
@@ -210,7 +213,7 @@ export class GpuWeights {
       readonly rowScales: number
     },
   ): Placement[] {
-    const into = this.#matrix(name)
+    const into = this.matrix(matrix)
     const blocks = at.cols / BLOCK
     const skipped = (at.from / TILE_ROWS) * blocks * (TILE_BYTES / 4)
     return Array.from({ length: into.planes }, (_, plane) => ({
@@ -218,7 +221,7 @@ export class GpuWeights {
       rows: at.rows,
       blocks,
       row: at.row,
-      block: (plane * width + at.col) / BLOCK,
+      block: (plane * matrix.cols + at.col) / BLOCK,
       tiles: at.tiles + skipped + (plane * planeBytes(at.of, at.cols)) / 4,
       rowScales: at.rowScales,
       factor: plane === 0 ? 1 : FINE_PLANE_SCALE,
@@ -237,7 +240,8 @@ export class GpuWeights {
     return bytes
   }
 
-  #numbers(name: string): Float32Array<ArrayBuffer> {
+  /** A float tensor of the trunk, flat. */
+  floats(name: string): Float32Array<ArrayBuffer> {
     const { buffer, byteOffset, byteLength } = this.#bytes(name)
     const view = new DataView(buffer, byteOffset, byteLength)
     return Float32Array.from({ length: byteLength / 4 }, (_, i) => view.getFloat32(4 * i, true))
@@ -245,8 +249,9 @@ export class GpuWeights {
 
   // ---- Nodes ------------------------------------------------------------------------------------------------------
 
-  #rows(graph: Graph, { name, cols }: Matrix, ids: string): string {
-    const { codes, scales, rows, blocks, planes } = this.#matrix(name)
+  #rows(graph: Graph, matrix: Matrix, ids: string): string {
+    const { name, cols } = matrix
+    const { codes, scales, rows, blocks, planes } = this.matrix(matrix)
     // The same bytes as the head's, but for the shape that this operator wants.
     const data = this.#bind(graph, `${name}.rows`, 'uint8', [rows, blocks * BLOCK], codes)
     const steps = this.#bind(graph, `${name}.scales`, 'float32', [rows, blocks], scales)
@@ -265,20 +270,15 @@ export class GpuWeights {
     return graph.node('Add', [coarse, fine])
   }
 
-  #multiply(graph: Graph, { name, rows, cols }: Matrix, x: string, as?: string): string {
-    const { codes, scales, blocks, planes } = this.#matrix(name)
+  #multiply(graph: Graph, matrix: Matrix, x: string, as?: string): string {
+    const { name, rows, cols } = matrix
+    const { codes, scales, blocks, planes } = this.matrix(matrix)
     const weight = this.#bind(graph, `${name}.codes`, 'uint8', [rows, blocks, BLOCK], codes)
     const steps = this.#bind(graph, `${name}.scales`, 'float32', [rows, blocks], scales)
     // Two planes are two matrices side by side that both see x.
     const input = planes === 1 ? x : graph.node('Concat', [x, x], { attributes: { axis: -1n } })
     const attributes = { K: BigInt(planes * cols), N: BigInt(rows), bits: 8n, block_size: BigInt(BLOCK) }
     return graph.node('MatMulNBits', [input, weight, steps], { as, domain: 'com.microsoft', attributes })
-  }
-
-  #matrix(name: string): Stored {
-    const matrix = this.#matrices.get(name)
-    if (!matrix) throw new TypeError(`there is no matrix ${name}`)
-    return matrix
   }
 
   #bind(
