@@ -23,13 +23,13 @@ export function gpuMarkdown(report: GpuReport): string {
 }
 
 function sections(report: GpuReport): Section[] {
-  const { card, speeds, weightBytes, packBytes, parity } = report
+  const { card, speeds, parity } = report
   const ordinary = speeds.find(({ what }) => what === ORDINARY)
   const ratio = ({ decode }: Speed) => (ordinary ? short(decode / ordinary.decode) : '')
   const rows = speeds.map((speed) => {
     const ms = 1000 / speed.decode
-    const starts = (speed.dispatches * card.boundDispatchUs) / 1000
-    const bytes = speed === ordinary ? packBytes : weightBytes
+    // Ours binds what it has bound before.
+    const start = speed === ordinary ? card.boundDispatchUs : card.dispatchUs
     return [
       speed.what,
       short(speed.prefill),
@@ -37,9 +37,10 @@ function sections(report: GpuReport): Section[] {
       ratio(speed),
       short(ms),
       short(speed.dispatches),
-      short(starts),
+      short(speed.submits),
+      short((speed.dispatches * start) / 1000),
       short(speed.readbacks * card.readbackMs),
-      short((bytes * speed.decode) / 1e9),
+      short((speed.weightBytes * speed.decode) / 1e9),
     ]
   })
   const head = [
@@ -49,7 +50,8 @@ function sections(report: GpuReport): Section[] {
     'times ordinary',
     'ms a token',
     'dispatches a token',
-    'ms of them, bare',
+    'submits',
+    'ms of dispatches, bare',
     'ms of readbacks',
     'GB/s of weights',
   ]
