@@ -409,7 +409,7 @@ describe('createEngine', () => {
   it.each(['manifest', 'tokenizer', 'trunk'])(
     'fails where the store stalls over its %s, and can be tried again',
     async (part) => {
-      vi.useFakeTimers({ toFake: ['setTimeout', 'clearTimeout'] })
+      vi.useFakeTimers({ toFake: ['setTimeout', 'clearTimeout', 'performance'] })
       onTestFinished(() => void vi.useRealTimers())
       const { store, manifest } = await tinyPack()
       const stalls = { tokenizer: manifest.text.tokenizer.hash, trunk: manifest.trunk.shards[0].hash }[part]

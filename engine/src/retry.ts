@@ -7,7 +7,8 @@ import { type ErrorCode, SparsedgeError, throwIfCancelled } from './errors.ts'
 
 /** The longest pause before the second attempt; it doubles each time. */
 const PAUSE_MS = 50
-/** No further attempt begins so long after the first: whoever waits has waited enough. */
+/** No third attempt begins so long after the first: whoever waits has waited enough. A large shard on a slow line may take
+ * longer than that before it stalls, and deserves its second. */
 const PATIENCE_MS = 15_000
 
 const PASSING: readonly ErrorCode[] = ['store_unavailable', 'shard_too_short', 'shard_hash_mismatch']
@@ -25,7 +26,7 @@ export async function retried<T>(attempts: number, read: () => Promise<T>, signa
       return await read()
     } catch (cause) {
       const lasting = cause instanceof SparsedgeError && !PASSING.includes(cause.code)
-      const late = performance.now() - started > PATIENCE_MS
+      const late = attempt > 1 && performance.now() - started > PATIENCE_MS
       if (lasting || late || attempt === attempts || signal?.aborted) throw cause
       await pause(PAUSE_MS * 2 ** (attempt - 1) * (0.5 + Math.random() / 2), signal)
     }

@@ -140,10 +140,10 @@ describe('a store that is nearly down', () => {
     const engine = await passing(
       openSmall({
         manifest: (...args) => store.manifest(...args),
-        async read(hash, into, signal) {
+        async read(hash, into, ...rest) {
           inARow.set(hash, (inARow.get(hash) ?? 0) + 1)
           // Wrong bytes are a failure here already.
-          const tier = await verified(store).read(hash, into, signal)
+          const tier = await verified(store).read(hash, into, ...rest)
           inARow.delete(hash)
           return tier
         },
@@ -181,5 +181,39 @@ describe('a store that is nearly down', () => {
     const engine = await passing(openSmall(far(8, FAULTS)))
     const asked = request(3, 24)
     expect(await passing(textOf(engine, asked))).toBe(await passing(textOf(clean, asked)))
+  })
+})
+
+describe('a trunk shard', () => {
+  /** Makes a shard of the embedding that may take longer, all in all, than anyone has patience for. */
+  const VOCAB = 40_000
+
+  test('that stalls amid its bytes is given up after six seconds of silence, and read again', async () => {
+    const large = await tinyPack({ vocab: VOCAB })
+    const [shard] = large.manifest.trunk.shards
+    expect(shard.bytes).toBeGreaterThan(2 << 20)
+    let reads = 0
+    const good = faultyStore(large.store, { seed: 9, firstByteMs: 30, bytesPerMs: 100_000 })
+    const stalling = faultyStore(large.store, {
+      seed: 9,
+      firstByteMs: 30,
+      bytesPerMs: 1000,
+      faults: { stalled: 1 },
+    })
+    const store: ShardStore = {
+      manifest: (...args) => good.manifest(...args),
+      read: (hash, ...rest) => (hash === shard.hash && reads++ === 0 ? stalling : good).read(hash, ...rest),
+    }
+    const backend = wasmBackend({ modules: MODULES['plain only'] })
+    const started = performance.now()
+    const engine = await passing(createEngine({ store, model: 'tiny', backend }))
+    expect(reads).toBe(2)
+    expect(stalling.traffic).toMatchObject({ open: 0, faults: { stalled: 1 } })
+    const seconds = (performance.now() - started) / 1000
+    expect(seconds).toBeGreaterThan(6)
+    expect(seconds).toBeLessThan(12)
+    const asked = request(1, 8)
+    const untroubled = await createEngine({ store: large.store, model: 'tiny', backend })
+    expect(await passing(textOf(engine, asked))).toBe(await passing(textOf(untroubled, asked)))
   })
 })

@@ -67,9 +67,9 @@ function localStore(path: string, manifest: Manifest): ShardStore {
   const parts = partNames(manifest)
   return {
     manifest: (model, signal) => files.manifest(model, signal),
-    async read(hash, into, signal) {
+    async read(hash, into, signal, progress) {
       try {
-        return await files.read(hash, into, signal)
+        return await files.read(hash, into, signal, progress)
       } catch (cause) {
         if (!(cause instanceof SparsedgeError)) throw cause
         const file = `${parts.get(hash) ?? 'a shard'} (${join(path, 'shards', hash)})`

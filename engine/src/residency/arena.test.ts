@@ -376,7 +376,7 @@ test('experts that are always on, in an arena that lacks a few slots, are not fe
 })
 
 describe('a store that stalls', () => {
-  beforeEach(() => vi.useFakeTimers({ toFake: ['setTimeout', 'clearTimeout'] }))
+  beforeEach(() => vi.useFakeTimers({ toFake: ['setTimeout', 'clearTimeout', 'performance'] }))
   afterEach(() => vi.useRealTimers())
 
   test('fails the step that waits, and its reads give back their turns and their slots', async () => {

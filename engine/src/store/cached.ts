@@ -8,7 +8,7 @@ import { abortable } from '../abortable.ts'
 import { throwIfCancelled } from '../errors.ts'
 import { wantedBytes } from './fill.ts'
 import { type ByteStream, scatter } from './scatter.ts'
-import { type Destination, IMMUTABLE, type ShardStore, shardKey, type Tier } from './store.ts'
+import { type Destination, IMMUTABLE, type Progress, type ShardStore, shardKey, type Tier } from './store.ts'
 import { verify } from './verified.ts'
 
 /** What is used of the Cache API; the runtimes' own types differ in the rest. */
@@ -101,9 +101,14 @@ export function cached(
   }
 
   return {
-    async read(hash: string, into: readonly Destination[], signal?: AbortSignal): Promise<Tier> {
+    async read(
+      hash: string,
+      into: readonly Destination[],
+      signal?: AbortSignal,
+      progress?: Progress,
+    ): Promise<Tier> {
       const host = origin()
-      if (host === undefined || works === false) return await store.read(hash, into, signal)
+      if (host === undefined || works === false) return await store.read(hash, into, signal, progress)
       const url = `${host}/${shardKey(hash)}`
       try {
         if (await inTime((either) => readCached(url, hash, into, either), signal)) return 'cache'
@@ -111,7 +116,9 @@ export function cached(
         throwIfCancelled(signal)
         keepAlive(cache.delete(url).catch(() => {}))
       }
-      const tier = await store.read(hash, into, signal)
+      // Its time begins now, not with the look into the cache.
+      progress?.()
+      const tier = await store.read(hash, into, signal, progress)
       keep(url, into)
       return tier
     },

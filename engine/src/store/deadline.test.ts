@@ -36,18 +36,28 @@ const read = (store: ShardStore, size: number, signal?: AbortSignal) =>
 
 describe('a read that stalls', () => {
   test.each([
-    { what: 'a small shard', size: 1000, seconds: 6 },
-    { what: 'a trunk shard', size: 4 << 20, seconds: 38 },
-    { what: 'a large bundle', size: 64 << 20, seconds: 518 },
-  ])('of $what fails after $seconds s', async ({ size, seconds }) => {
-    const reading = read(withDeadline(stalled()), size)
+    { what: 'a small shard, silent', size: 1000, bytesFor: 0, seconds: 6 },
+    { what: 'a trunk shard, silent', size: 4 << 20, bytesFor: 0, seconds: 6 },
+    { what: 'a trunk shard, silent after 10 s', size: 4 << 20, bytesFor: 10, seconds: 16 },
+    { what: 'a trunk shard that trickles', size: 4 << 20, bytesFor: 1000, seconds: 38 },
+    { what: 'a large bundle that trickles', size: 64 << 20, bytesFor: 1000, seconds: 518 },
+  ])('of $what, fails after $seconds s', async ({ size, bytesFor, seconds }) => {
+    const store = stalled()
+    const trickling: ShardStore = {
+      ...store,
+      read(hash, into, signal, progress) {
+        for (let second = 1; second <= bytesFor; second++) setTimeout(() => progress?.(), 1000 * second)
+        return store.read(hash, into, signal)
+      },
+    }
+    const reading = read(withDeadline(trickling), size)
     reading.catch(() => {})
     await vi.advanceTimersByTimeAsync(seconds * 1000 - 1000)
     expect(await now(reading)).toBe('pending')
     await vi.advanceTimersByTimeAsync(2000)
     expect(await now(reading)).toMatchObject({
       code: 'store_unavailable',
-      message: expect.stringMatching(/did not deliver shard abab.* within \d+ s/),
+      message: expect.stringMatching(new RegExp(`did not deliver shard abab.* within ${seconds} s`)),
       place: { tier: 'r2' },
     })
   })

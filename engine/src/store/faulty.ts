@@ -8,7 +8,7 @@ import { SparsedgeError, throwIfCancelled } from '../errors.ts'
 import { Xoshiro128 } from '../sampling/xoshiro.ts'
 import { storeFailure, wantedBytes } from './fill.ts'
 import { MAX_IN_FLIGHT } from './lanes.ts'
-import type { Destination, ShardStore, Tier } from './store.ts'
+import type { Destination, Progress, ShardStore, Tier } from './store.ts'
 
 /** What happens to reads, each as a share of them, 0 to 1; the rest goes well. */
 export interface FaultRates {
@@ -88,20 +88,30 @@ export function faultyStore(inner: ShardStore, distance: Distance): FaultyStore 
     }
   }
 
-  async function transfer(bytes: number, signal: AbortSignal | undefined): Promise<void> {
+  async function transfer(
+    bytes: number,
+    signal: AbortSignal | undefined,
+    progress?: Progress,
+  ): Promise<void> {
     traffic.bytes += bytes
-    await line.send(bytes, signal)
+    progress?.()
+    await line.send(bytes, signal, progress)
   }
 
   return {
     traffic,
 
-    async read(hash: string, into: readonly Destination[], signal?: AbortSignal): Promise<Tier> {
+    async read(
+      hash: string,
+      into: readonly Destination[],
+      signal?: AbortSignal,
+      progress?: Progress,
+    ): Promise<Tier> {
       try {
         return await request(hash, signal, async ({ fault, part }) => {
           const bytes = wantedBytes(into)
           const cut = fault === 'truncated' || fault === 'stalled' ? Math.floor(part * bytes) : bytes
-          await transfer(cut, signal)
+          await transfer(cut, signal, progress)
           if (fault === 'stalled') await until(Number.POSITIVE_INFINITY, signal)
           const tier = await inner.read(hash, into, signal)
           // What has come by now lies there, as behind any connection that breaks.
@@ -205,13 +215,14 @@ class Line {
     this.#bytesPerMs = bytesPerMs
   }
 
-  async send(bytes: number, signal: AbortSignal | undefined): Promise<void> {
+  async send(bytes: number, signal: AbortSignal | undefined, progress: Progress | undefined): Promise<void> {
     // A sender does not wait for a receiver that is late to wake up: each slice follows the one before it.
     let sent = performance.now()
     for (let left = bytes; left > 0; left -= SLICE_BYTES) {
       sent = Math.max(sent, this.#free) + Math.min(left, SLICE_BYTES) / this.#bytesPerMs
       this.#free = sent
       await until(sent, signal)
+      progress?.()
     }
   }
 }

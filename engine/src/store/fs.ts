@@ -6,7 +6,14 @@ import { type FileHandle, open } from 'node:fs/promises'
 import { join } from 'node:path'
 import { SparsedgeError, throwIfCancelled } from '../errors.ts'
 import { checkManifestSize, checkSize, shardMissing, storeFailure, unknownModel } from './fill.ts'
-import { type Destination, manifestKey, type ShardStore, shardKey, type Tier } from './store.ts'
+import {
+  type Destination,
+  manifestKey,
+  type Progress,
+  type ShardStore,
+  shardKey,
+  type Tier,
+} from './store.ts'
 
 /**
  * Reads `shards/<hash>` and `models/<name>/manifest.json` under a directory. Names that would lead out of it do not
@@ -14,13 +21,18 @@ import { type Destination, manifestKey, type ShardStore, shardKey, type Tier } f
  */
 export function fsStore(directory: string): ShardStore {
   return {
-    async read(hash: string, into: readonly Destination[], signal?: AbortSignal): Promise<Tier> {
+    async read(
+      hash: string,
+      into: readonly Destination[],
+      signal?: AbortSignal,
+      progress?: Progress,
+    ): Promise<Tier> {
       try {
         await reading(join(directory, shardKey(hash)), shardMissing(hash, 'fs'), async (file, size) => {
           checkSize(size, into, hash, 'fs')
           for (const { bytes } of into) {
             throwIfCancelled(signal)
-            await fill(file, bytes, hash)
+            await fill(file, bytes, hash, progress)
           }
         })
         return 'fs'
@@ -67,7 +79,12 @@ async function reading<T>(
 }
 
 /** Reads on from the file's position until the view is full. */
-async function fill(file: FileHandle, bytes: Uint8Array, hash: string): Promise<void> {
+async function fill(
+  file: FileHandle,
+  bytes: Uint8Array,
+  hash: string,
+  progress: Progress | undefined,
+): Promise<void> {
   for (let filled = 0; filled < bytes.length; ) {
     const { bytesRead } = await file.read(bytes, filled, bytes.length - filled, null)
     if (bytesRead === 0) {
@@ -75,6 +92,7 @@ async function fill(file: FileHandle, bytes: Uint8Array, hash: string): Promise<
       throw new SparsedgeError('shard_too_short', message)
     }
     filled += bytesRead
+    progress?.()
   }
 }
 

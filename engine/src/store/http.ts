@@ -5,7 +5,14 @@
 import { SparsedgeError } from '../errors.ts'
 import { shardMissing, storeFailure, unknownModel } from './fill.ts'
 import { type ByteStream, gather, scatter } from './scatter.ts'
-import { type Destination, manifestKey, type ShardStore, shardKey, type Tier } from './store.ts'
+import {
+  type Destination,
+  manifestKey,
+  type Progress,
+  type ShardStore,
+  shardKey,
+  type Tier,
+} from './store.ts'
 
 /** What is used of `fetch`; the runtimes' own types differ in the rest. */
 export type HttpFetch = (url: string, init: { signal: AbortSignal | null }) => Promise<HttpResponse>
@@ -44,10 +51,15 @@ export function httpStore(
   }
 
   return {
-    async read(hash: string, into: readonly Destination[], signal?: AbortSignal): Promise<Tier> {
+    async read(
+      hash: string,
+      into: readonly Destination[],
+      signal?: AbortSignal,
+      progress?: Progress,
+    ): Promise<Tier> {
       try {
         const { body, size } = await request(shardKey(hash), shardMissing(hash, tier), signal)
-        await scatter(body, size, into, hash, tier, signal)
+        await scatter(body, size, into, hash, tier, signal, progress)
         return tier
       } catch (cause) {
         throw storeFailure(cause, tier, signal, hash)

@@ -7,7 +7,14 @@ import { abortable } from '../abortable.ts'
 import type { SparsedgeError } from '../errors.ts'
 import { shardMissing, storeFailure, unknownModel } from './fill.ts'
 import { gather, scatter } from './scatter.ts'
-import { type Destination, manifestKey, type ShardStore, shardKey, type Tier } from './store.ts'
+import {
+  type Destination,
+  manifestKey,
+  type Progress,
+  type ShardStore,
+  shardKey,
+  type Tier,
+} from './store.ts'
 
 /** @param bucket the binding; reads must happen within a request, as all of a Worker's I/O */
 export function r2Store(bucket: Pick<R2Bucket, 'get'>): ShardStore {
@@ -21,10 +28,15 @@ export function r2Store(bucket: Pick<R2Bucket, 'get'>): ShardStore {
   }
 
   return {
-    async read(hash: string, into: readonly Destination[], signal?: AbortSignal): Promise<Tier> {
+    async read(
+      hash: string,
+      into: readonly Destination[],
+      signal?: AbortSignal,
+      progress?: Progress,
+    ): Promise<Tier> {
       try {
         const { body, size } = await get(shardKey(hash), shardMissing(hash, 'r2'), signal)
-        await scatter(body, size, into, hash, 'r2', signal)
+        await scatter(body, size, into, hash, 'r2', signal, progress)
         return 'r2'
       } catch (cause) {
         throw storeFailure(cause, 'r2', signal, hash)

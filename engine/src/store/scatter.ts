@@ -5,7 +5,7 @@
  */
 import { throwIfCancelled } from '../errors.ts'
 import { checkManifestSize, checkSize, Filler } from './fill.ts'
-import type { Destination, Tier } from './store.ts'
+import type { Destination, Progress, Tier } from './store.ts'
 
 /** What is used of a ReadableStream of bytes; the runtimes' own types differ in the rest. */
 export interface ByteStream {
@@ -36,12 +36,17 @@ export async function scatter(
   shard: string,
   tier: Tier,
   signal?: AbortSignal,
+  progress?: Progress,
 ): Promise<void> {
+  progress?.()
   const reader = new BodyReader(body, signal)
   try {
     if (size !== undefined) checkSize(size, into, shard, tier)
     const filler = new Filler(into, shard, tier)
-    for (let chunk = await reader.next(); chunk; chunk = await reader.next()) filler.take(chunk)
+    for (let chunk = await reader.next(); chunk; chunk = await reader.next()) {
+      progress?.()
+      filler.take(chunk)
+    }
     filler.finish()
   } finally {
     reader.close()

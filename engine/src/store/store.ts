@@ -14,6 +14,9 @@ export interface Destination {
   readonly bytes: Uint8Array<ArrayBuffer>
 }
 
+/** Told that a read goes on; never throws. */
+export type Progress = () => void
+
 /**
  * Read access to packs: content-addressed shards and one mutable manifest per model.
  *
@@ -29,11 +32,13 @@ export interface ShardStore {
    * Once the signal has fired it settles as soon as it can keep that promise. A store that cannot call a read off (a disk
    * cannot) settles when the read has ended, however late: until then the memory is not the caller's.
    *
+   * @param progress is called whenever the answer has begun or bytes have come: a read that is silent for long is taken
+   * for stalled, and a store that never calls it must be done by then
    * @returns the tier that served the bytes
    * @throws SparsedgeError `shard_missing`, `shard_too_short`, `shard_too_long`, `store_unavailable`, `cancelled`;
    * from the verifying wrapper also `shard_hash_mismatch`
    */
-  read(hash: string, into: readonly Destination[], signal?: AbortSignal): Promise<Tier>
+  read(hash: string, into: readonly Destination[], signal?: AbortSignal, progress?: Progress): Promise<Tier>
 
   /**
    * The bytes of `models/<model>/manifest.json`, not yet parsed.

@@ -5,7 +5,7 @@
 import { SparsedgeError } from '../errors.ts'
 import { retried } from '../retry.ts'
 import { sha256 } from './sha256.ts'
-import type { Destination, ShardStore, Tier } from './store.ts'
+import type { Destination, Progress, ShardStore, Tier } from './store.ts'
 
 class VerifiedStore implements ShardStore {
   readonly #inner: ShardStore
@@ -17,13 +17,18 @@ class VerifiedStore implements ShardStore {
     this.#attempts = attempts
   }
 
-  read(hash: string, into: readonly Destination[], signal?: AbortSignal): Promise<Tier> {
-    return retried(this.#attempts, () => this.#readOnce(hash, into, signal), signal)
+  read(hash: string, into: readonly Destination[], signal?: AbortSignal, progress?: Progress): Promise<Tier> {
+    return retried(this.#attempts, () => this.#readOnce(hash, into, signal, progress), signal)
   }
 
-  async #readOnce(hash: string, into: readonly Destination[], signal?: AbortSignal): Promise<Tier> {
+  async #readOnce(
+    hash: string,
+    into: readonly Destination[],
+    signal?: AbortSignal,
+    progress?: Progress,
+  ): Promise<Tier> {
     try {
-      const tier = await this.#inner.read(hash, into, signal)
+      const tier = await this.#inner.read(hash, into, signal, progress)
       if (!this.#inner.vouchesFor?.(tier)) await verify(into, tier)
       return tier
     } catch (cause) {
