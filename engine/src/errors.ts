@@ -31,8 +31,10 @@ export type ErrorCode =
   | 'queue_full'
   // This machine lacks a feature.
   | 'backend_unavailable'
-  // The request's own limit on fetching experts is reached, and it did not allow to go on without them.
+  // Experts are missing, the request did not allow to go on without them, and what it may spend on them is spent: bytes or
+  // milliseconds, which are the caller's to set; fetches, of which the platform has only so many.
   | 'expert_budget_spent'
+  | 'expert_fetches_spent'
   // The GPU went away under a running backend: its driver restarted, or it was unplugged.
   | 'device_lost'
   // The client went away or a deadline passed.

@@ -70,8 +70,8 @@ export interface ExpertOptions {
    */
   readonly policy: 'exact' | 'resident_first'
   /** Most bytes of experts to fetch, most fetches to start, most milliseconds to wait on this request's behalf; absent: no
-   * limit. When one is spent, an exact request fails with `expert_budget_spent`; a resident_first one goes on with what is
-   * resident. */
+   * limit. When one is spent, an exact request fails with `expert_budget_spent`, for fetches `expert_fetches_spent`; a
+   * resident_first one goes on with what is resident. */
   readonly maxBytes?: number
   readonly maxFetches?: number
   readonly maxLatencyMs?: number

@@ -4,7 +4,7 @@
  */
 import type { Engine } from '@sparsedge/engine'
 import { abortable } from '@sparsedge/engine/abortable'
-import { SparsedgeError } from '@sparsedge/engine/errors'
+import { type ErrorCode, SparsedgeError } from '@sparsedge/engine/errors'
 import type { GenerateEvent, GenerateRequest } from '@sparsedge/engine/request'
 import { ApiError } from './middleware/errors.ts'
 import type { Limits } from './service.ts'
@@ -44,9 +44,12 @@ export async function* generate(
   }
 }
 
+/** What only the engine can tell about the field `experts` of the body. */
+const ABOUT_EXPERTS: readonly ErrorCode[] = ['unsupported_selection', 'expert_budget_spent']
+
 /** What only the engine can tell about a field of the body, with that field. */
 function named(error: unknown): unknown {
-  if (!(error instanceof SparsedgeError) || error.code !== 'unsupported_selection') return error
+  if (!(error instanceof SparsedgeError) || !ABOUT_EXPERTS.includes(error.code)) return error
   return new ApiError(error.code, error.message, { param: 'experts', cause: error })
 }
 

@@ -2,6 +2,7 @@
  * Making do with the experts that are resident: what runs is exactly what runs when the others do not exist, no step waits
  * for a fetch, and the arena improves behind its back.
  */
+import type { ErrorCode } from '@sparsedge/engine/errors'
 import type { GateConfig } from '@sparsedge/engine/model/config'
 import type { WeightSource } from '@sparsedge/engine/model/weights'
 import type { ExpertOptions } from '@sparsedge/engine/request'
@@ -195,11 +196,11 @@ describe('resident_first', () => {
 })
 
 describe('limits of an exact request', () => {
-  it.each<[string, Partial<ExpertOptions>]>([
-    ['fetches', { maxFetches: 3 }],
-    ['bytes', { maxBytes: 20_000 }],
-    ['time', { maxLatencyMs: 5 }],
-  ])('on %s end it with a typed error, and leave the sequence as it was', async (_, limits) => {
+  it.each<[string, Partial<ExpertOptions>, ErrorCode]>([
+    ['fetches', { maxFetches: 3 }, 'expert_fetches_spent'],
+    ['bytes', { maxBytes: 20_000 }, 'expert_budget_spent'],
+    ['time', { maxLatencyMs: 5 }, 'expert_budget_spent'],
+  ])('on %s end it with a typed error, and leave the sequence as it was', async (_, limits, code) => {
     const deep = await tinyPack({ layers: LAYERS })
     const store: ShardStore = {
       ...deep.store,
@@ -211,7 +212,7 @@ describe('limits of an exact request', () => {
     const backend = await tinyBackend({ ...deep, store })
     const limited = backend.open(40, { policy: 'exact', lookahead: true, ...limits })
     await expect((async () => backend.step(limited, tokens))()).rejects.toMatchObject({
-      code: 'expert_budget_spent',
+      code,
       place: { model: 'tiny' },
     })
     expect(limited.length).toBe(0)

@@ -9,7 +9,7 @@ import { DEFAULT_EXPERTS } from '../request.ts'
 import { MAX_IN_FLIGHT } from '../store/lanes.ts'
 import type { ShardStore } from '../store/store.ts'
 import { verified } from '../store/verified.ts'
-import { book, budgetSpent, patience } from './budget.ts'
+import { book, budgetSpent, patience, type Spent } from './budget.ts'
 import { type Flight, Flights, GUESS, NEEDED, type Urgency, WARM_UP } from './flights.ts'
 import { Load } from './load.ts'
 import { bundlePays, Forecast, HALF_LIFE_TOKENS } from './policy.ts'
@@ -222,24 +222,22 @@ class Arena implements ArenaResidency {
       throwIfCancelled(signal)
       this.#checkPins()
       // Flights may end without having brought what they were joined for; then there is another round.
-      for (
-        let missing = experts;
-        missing.length > 0;
-        missing = missing.filter((e) => this.slots[row + e] < 0)
-      ) {
+      let missing = experts
+      while (missing.length > 0) {
         const { flights, spent } = this.#request(layer, missing, NEEDED, account)
         if (spent || limit === 0) {
           if (account.options.policy === 'resident_first') return
-          throw budgetSpent(account)
+          throw budgetSpent(account, spent ?? 'time')
         }
         await this.#flights.landing(flights, NEEDED, either)
+        missing = missing.filter((expert) => this.slots[row + expert] < 0)
       }
     } catch (cause) {
       const tooLate = late?.aborted === true && !signal?.aborted
       if (tooLate && account.options.policy === 'resident_first') return
       this.release(layer)
       const place = { model: this.#manifest.name, layer }
-      if (tooLate) throw budgetSpent(account).at(place)
+      if (tooLate) throw budgetSpent(account, 'time').at(place)
       throw cause instanceof SparsedgeError ? cause.at(place) : cause
     } finally {
       account.usage.layerWaitMs[layer] += performance.now() - started
@@ -255,7 +253,7 @@ class Arena implements ArenaResidency {
     missing: readonly number[],
     urgency: Urgency,
     account: Account,
-  ): { flights: Set<Flight>; spent: boolean } {
+  ): { flights: Set<Flight>; spent?: Spent } {
     const { config, experts } = this.#manifest
     const row = layer * config.experts
     const flights = new Set<Flight>()
@@ -270,14 +268,15 @@ class Arena implements ArenaResidency {
       ? [{ hash: bundle, first: 0, shards, wanted: rest }]
       : rest.map((e) => ({ hash: shards[e], first: e, shards: [shards[e]], wanted: [e] }))
     for (const { wanted, ...object } of objects) {
-      if (!book(account, object.shards.length * experts.bytes)) return { flights, spent: true }
+      const spent = book(account, object.shards.length * experts.bytes)
+      if (spent) return { flights, spent }
       const cargo = { ...object, layer, key: row + object.first, expertBytes: experts.bytes }
       const load = new Load(cargo, this.#table, this.#store, account, urgency)
       for (const expert of wanted) this.#table.coming[row + expert] = load
       this.#flights.start(load)
       flights.add(load)
     }
-    return { flights, spent: false }
+    return { flights }
   }
 
   #countMissing(row: number, { routed, count }: Routing): number {

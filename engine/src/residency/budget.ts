@@ -5,13 +5,16 @@
 import { SparsedgeError } from '../errors.ts'
 import type { Account } from './residency.ts'
 
-/** Books a fetch. @returns false, and books nothing, if the request does not allow one more */
-export function book({ options, usage }: Account, bytes: number): boolean {
-  if (usage.bytes + bytes > (options.maxBytes ?? Number.POSITIVE_INFINITY)) return false
-  if (usage.requests + 1 > (options.maxFetches ?? Number.POSITIVE_INFINITY)) return false
+/** What a request is out of. */
+export type Spent = 'bytes' | 'fetches' | 'time'
+
+/** Books a fetch. @returns what the request does not allow more of, in which case nothing is booked */
+export function book({ options, usage }: Account, bytes: number): Spent | undefined {
+  if (usage.bytes + bytes > (options.maxBytes ?? Number.POSITIVE_INFINITY)) return 'bytes'
+  if (usage.requests + 1 > (options.maxFetches ?? Number.POSITIVE_INFINITY)) return 'fetches'
   usage.bytes += bytes
   usage.requests += 1
-  return true
+  return undefined
 }
 
 /** A booked fetch was not made. */
@@ -27,12 +30,14 @@ export function patience({ options, usage }: Account): number | undefined {
     : Math.max(Math.ceil(options.maxLatencyMs - usage.waitMs), 0)
 }
 
-/** For a request whose limit is spent. */
-export function budgetSpent({ usage }: Account): SparsedgeError {
-  const spent = `${usage.requests} fetches, ${usage.bytes} bytes and ${Math.ceil(usage.waitMs)} ms`
-  return new SparsedgeError(
-    'expert_budget_spent',
-    `the request has spent ${spent} on experts and its limits allow no more; ` +
-      'raise them, try again when more experts are resident, or ask for the policy resident_first',
-  )
+/** For a request that does not go on without what it is out of. */
+export function budgetSpent({ usage }: Account, spent: Spent): SparsedgeError {
+  const advice = 'try again when more experts are resident, or ask for the policy resident_first'
+  if (spent === 'fetches') {
+    const message = `${usage.requests} fetches of experts were not enough, and one answer gets no more; ${advice}`
+    return new SparsedgeError('expert_fetches_spent', message)
+  }
+  const cost = spent === 'bytes' ? `${usage.bytes} bytes` : `${Math.ceil(usage.waitMs)} ms`
+  const message = `the request has spent ${cost} on experts and its own limit allows no more; raise it, ${advice}`
+  return new SparsedgeError('expert_budget_spent', message)
 }

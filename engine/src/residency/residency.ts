@@ -80,7 +80,7 @@ export interface Residency {
    * the step's back, a few at a time.
    *
    * @throws SparsedgeError as {@link ShardStore.read} does, with model, layer and expert filled in; `expert_budget_spent`;
-   * `cancelled`. After a failure nothing stays pinned.
+   * `expert_fetches_spent`; `cancelled`. After a failure nothing stays pinned.
    */
   acquire(layer: number, routing: Routing, account: Account, signal?: AbortSignal): undefined | Promise<void>
 

@@ -210,7 +210,7 @@ describe('accounting', () => {
     await expect.poll(() => residency.resident).toBe(2)
     expect(frugal.usage.requests).toBe(2)
     await expect(residency.acquire(2, routing(1), frugal)).rejects.toMatchObject({
-      code: 'expert_budget_spent',
+      code: 'expert_fetches_spent',
     })
     // Nothing stays pinned, and others are not concerned.
     await residency.acquire(2, routing(1), account())

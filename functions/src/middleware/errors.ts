@@ -102,8 +102,11 @@ const ANSWERS: Readonly<Record<ApiCode, Answer>> = {
     instead: 'the storage that holds the model does not answer; try again',
     retryAfter: 5,
   },
-  // Once more experts are resident, the same request needs less.
-  expert_budget_spent: { status: 503, type: 'server_error', retryAfter: 5 },
+  // Sound, but its own limits forbid what it asks for. Not a status that OpenAI's clients try again by themselves (409, 429,
+  // 5xx): each attempt would spend the limit once more.
+  expert_budget_spent: bad(422),
+  // The platform's limit. Once more experts are resident, the same request needs less.
+  expert_fetches_spent: { status: 503, type: 'server_error', retryAfter: 5 },
   arena_too_small: tooSmall,
   memory_exhausted: tooSmall,
   backend_unavailable: tooSmall,

@@ -76,12 +76,12 @@ describe('the field `experts`', () => {
   })
 
   test.each([[{ max_bytes: 100 }], [{ max_latency_ms: 0 }]])(
-    '%j, where that is not enough, is an error that says so',
+    '%j, where that is not enough, is an error of who set it',
     async (experts) => {
       const { post } = await app()
       const response = await post('/v1/completions', { ...ASK, experts })
-      expect(response.headers.get('Retry-After')).toBe('5')
-      expect(await refusal(response)).toEqual({ status: 503, code: 'expert_budget_spent', param: null })
+      expect(response.headers.get('Retry-After')).toBeNull()
+      expect(await refusal(response)).toEqual({ status: 422, code: 'expert_budget_spent', param: 'experts' })
     },
   )
 
@@ -95,7 +95,8 @@ describe('the field `experts`', () => {
   test('the server has a limit of its own', async () => {
     const { post } = await app({ limits: { expertFetches: 2, warmUpBytes: 0 } })
     const response = await post('/v1/completions', ASK)
-    expect(await refusal(response)).toEqual({ status: 503, code: 'expert_budget_spent', param: null })
+    expect(response.headers.get('Retry-After')).toBe('5')
+    expect(await refusal(response)).toEqual({ status: 503, code: 'expert_fetches_spent', param: null })
   })
 
   test('report: a line for each layer, which add up', async () => {

@@ -108,7 +108,7 @@ describe.each(runtimes)('$name', ({ run }) => {
   })
 
   test('keeps to what a request allows to be fetched', () => {
-    expect(result.limits).toEqual({ exact: 'expert_budget_spent', fidelity: 0 })
+    expect(result.limits).toEqual({ exact: 'expert_fetches_spent', fidelity: 0 })
   })
 
   test('unpacks tiles exactly, and those that no packer writes to an eighth of a step', () => {

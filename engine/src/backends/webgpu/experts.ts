@@ -4,7 +4,7 @@
  */
 import { SparsedgeError, throwIfCancelled } from '../../errors.ts'
 import type { Manifest } from '../../pack/manifest.ts'
-import { book, budgetSpent, giveBack, patience } from '../../residency/budget.ts'
+import { book, budgetSpent, giveBack, patience, type Spent } from '../../residency/budget.ts'
 import { located } from '../../residency/load.ts'
 import { bundlePays } from '../../residency/policy.ts'
 import type {
@@ -99,7 +99,8 @@ export class Experts implements ResidencyControl {
    * early, without failing, where the account's limits are spent and its policy is `resident_first`.
    *
    * @param keys of experts that are missing
-   * @throws SparsedgeError as {@link ShardStore.read} does, with model, layer and expert; `expert_budget_spent`; `cancelled`
+   * @throws SparsedgeError as {@link ShardStore.read} does, with model, layer and expert; `expert_budget_spent`;
+   * `expert_fetches_spent`; `cancelled`
    */
   async load(keys: readonly number[], account: Account, signal: AbortSignal | undefined): Promise<void> {
     const { usage, options } = account
@@ -110,10 +111,10 @@ export class Experts implements ResidencyControl {
     const signals = [signal, late].filter((some) => some !== undefined)
     const goOn = options.policy === 'resident_first'
     try {
-      let spent = false
+      let spent: Spent | undefined
       const affordable = function* (parcels: readonly Parcel[]) {
         for (const parcel of parcels) {
-          spent = !book(account, parcel.shards.length * experts.bytes)
+          spent = book(account, parcel.shards.length * experts.bytes)
           if (spent) return
           yield parcel
         }
@@ -132,11 +133,11 @@ export class Experts implements ResidencyControl {
         },
         signals.length > 0 ? AbortSignal.any(signals) : undefined,
       )
-      if (spent && !goOn) throw budgetSpent(account)
+      if (spent && !goOn) throw budgetSpent(account, spent)
     } catch (cause) {
       throwIfCancelled(signal)
       if (!late?.aborted) throw cause instanceof SparsedgeError ? cause.at({ model: name }) : cause
-      if (!goOn) throw budgetSpent(account)
+      if (!goOn) throw budgetSpent(account, 'time')
     } finally {
       const waited = performance.now() - started
       usage.layerWaitMs[Math.floor((keys[0] ?? 0) / config.experts)] += waited
