@@ -21,7 +21,7 @@ import { appSettings, readSettings } from './settings.ts'
 const MOST_FETCHES = { assets: 9000, cached: 3000 }
 
 const settings = readSettings(env)
-const { MODEL: model, CONTEXT_TOKENS: contextTokens } = settings
+const { MODEL: model, CONTEXT_TOKENS: contextTokens, MEMORY_MIB } = settings
 const { limits, ...others } = appSettings(settings)
 /** This server's own, under which it caches; no request has told it yet. */
 let origin: string | undefined
@@ -36,7 +36,11 @@ const app = createApp({
       createEngine({
         store,
         model,
-        backend: wasmBackend({ modules: { plain, relaxed }, ...(contextTokens && { contextTokens }) }),
+        backend: wasmBackend({
+          modules: { plain, relaxed },
+          ...(contextTokens && { contextTokens }),
+          ...(MEMORY_MIB && { memoryBytes: MEMORY_MIB * 2 ** 20 }),
+        }),
       }),
   },
   keepAlive: waitUntil,

@@ -7,7 +7,6 @@
  * |---|---|
  * | `STORE` | a directory that `weights-tool push` wrote, or the http(s) address of one |
  * | `PORT`, `HOST` | default 8787 on localhost |
- * | `MEMORY_MIB` | the most WebAssembly memory for trunk, experts, keys and values; default 2048, of which only what the model needs is taken |
  * | `BACKEND` | `wasm`, the default: the same bits on every machine; `webgpu`; or `auto`, the faster of them here |
  * | and those of settings.ts | |
  */
@@ -23,11 +22,13 @@ import { z } from 'zod'
 import { createApp } from '../app.ts'
 import { appSettings, optional, readSettings } from './settings.ts'
 
+/** Only what the model needs is taken: all experts of a small one stay in memory. */
+const DEFAULT_MEMORY_MIB = 2048
+
 const Place = z.object({
   STORE: z.string().min(1),
   PORT: optional(z.coerce.number().int().min(0).max(65_535)).default(8787),
   HOST: optional(z.string()).default('localhost'),
-  MEMORY_MIB: optional(z.coerce.number().int().min(1).max(4095)).default(2048),
   BACKEND: optional(z.enum(['auto', 'wasm', 'webgpu'])).default('wasm'),
 })
 
@@ -41,8 +42,8 @@ export async function localApp(
   const settings = readSettings(environment)
   const place = Place.safeParse(environment)
   if (!place.success) throw new Error(`the environment is not set up:\n${z.prettifyError(place.error)}`)
-  const { MODEL: model, CONTEXT_TOKENS: contextTokens } = settings
-  const { STORE, HOST, PORT, MEMORY_MIB, BACKEND } = place.data
+  const { MODEL: model, CONTEXT_TOKENS: contextTokens, MEMORY_MIB = DEFAULT_MEMORY_MIB } = settings
+  const { STORE, HOST, PORT, BACKEND } = place.data
   const store = /^https?:/.test(STORE) ? httpStore(STORE) : fsStore(STORE)
   // A server that was set up wrongly is told now, not its first client later.
   parseManifest(await withDeadline(store).manifest(model))

@@ -13,11 +13,12 @@ test('everything can be set', () => {
     API_KEY: 'k',
     ALLOWED_ORIGINS: 'https://a.example, https://b.example,',
     CONTEXT_TOKENS: '512',
+    MEMORY_MIB: '80',
     MAX_TOKENS: '100',
     REQUEST_SECONDS: '20',
     EXPERT_FETCHES: '500',
   })
-  expect(settings.CONTEXT_TOKENS).toBe(512)
+  expect(settings).toMatchObject({ CONTEXT_TOKENS: 512, MEMORY_MIB: 80 })
   expect(appSettings(settings)).toEqual({
     apiKey: 'k',
     allowedOrigins: ['https://a.example', 'https://b.example'],
@@ -38,6 +39,7 @@ describe('a server that is set up wrongly does not start, and says why', () => {
     ['MODEL', { MODEL: '' }],
     ['CONTEXT_TOKENS', { MODEL: 'tiny', CONTEXT_TOKENS: 'many' }],
     ['CONTEXT_TOKENS', { MODEL: 'tiny', CONTEXT_TOKENS: '-1' }],
+    ['MEMORY_MIB', { MODEL: 'tiny', MEMORY_MIB: '4096' }],
     ['MAX_TOKENS', { MODEL: 'tiny', MAX_TOKENS: '1.5' }],
     ['REQUEST_SECONDS', { MODEL: 'tiny', REQUEST_SECONDS: '0' }],
     ['EXPERT_FETCHES', { MODEL: 'tiny', EXPERT_FETCHES: '-1' }],

@@ -10,6 +10,8 @@ const whole = (most: number) => z.coerce.number().int().positive().max(most)
 const MOST_TOKENS = 1 << 20
 /** A day. Timers take no more than 24 of them, and fire at once where they are given more. */
 const MOST_SECONDS = 86_400
+/** What a WebAssembly memory can have, less a page. */
+const MOST_MIB = 4095
 /** `FOO=` in an environment file means that FOO is not set. */
 export const optional = <T extends z.ZodType>(type: T) =>
   z.preprocess((value) => value || undefined, type.optional())
@@ -31,6 +33,8 @@ export const Settings = z.object({
     ),
   /** Tokens, prompts and answers, of all conversations under way together; what they take is taken from the arena. */
   CONTEXT_TOKENS: optional(whole(MOST_TOKENS)),
+  /** The most WebAssembly memory for trunk, experts, keys and values. */
+  MEMORY_MIB: optional(whole(MOST_MIB)),
   /** The longest answer, in tokens. */
   MAX_TOKENS: optional(whole(MOST_TOKENS)),
   /** The longest that one request may take. */
