@@ -1,7 +1,7 @@
 import { mkdir, mkdtemp, rm, symlink, truncate, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { afterEach, beforeEach, describe, expect, test } from 'vitest'
+import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest'
 import { fsStore } from './fs.ts'
 import { sha256 } from './sha256.ts'
 import { MAX_MANIFEST_BYTES, manifestKey, shardKey } from './store.ts'
@@ -25,7 +25,9 @@ afterEach(() => rm(directory, { recursive: true }))
 describe('fsStore', () => {
   test('scatters a file over the destinations', async () => {
     const into = destinations(1, 600, 399)
-    expect(await fsStore(directory).read(hash, into)).toBe('fs')
+    const progress = vi.fn()
+    expect(await fsStore(directory).read(hash, into, undefined, progress)).toBe('fs')
+    expect(progress).toHaveBeenCalledTimes(into.length)
     expect(Buffer.concat(into.map(({ bytes }) => bytes)).equals(shard)).toBe(true)
   })
 

@@ -1,6 +1,7 @@
 import { createServer, type IncomingMessage, type ServerResponse } from 'node:http'
 import { gzipSync } from 'node:zlib'
 import { afterAll, beforeEach, describe, expect, test } from 'vitest'
+import { withDeadline } from './deadline.ts'
 import { httpStore } from './http.ts'
 import { sha256 } from './sha256.ts'
 
@@ -112,6 +113,25 @@ describe('httpStore', () => {
       await expect(reading).rejects.toMatchObject({ code, place: { shard: hash, tier: 'http' } })
     },
   )
+
+  test('a body that comes slowly is told from one that stalls', async () => {
+    let rest = true
+    answer = async (response) => {
+      for (let at = 0; at < shard.length; at += 20_000) {
+        response.write(shard.subarray(at, at + 20_000))
+        await new Promise((sent) => setTimeout(sent, 150))
+        if (!rest) return
+      }
+      response.end()
+    }
+    // All in all it has 400 ms more than 760; amid its bytes 400.
+    const store = withDeadline(httpStore(base), 400)
+    expect(await store.read(hash, destinations())).toBe('http')
+    rest = false
+    const started = performance.now()
+    await expect(store.read(hash, destinations())).rejects.toMatchObject({ code: 'store_unavailable' })
+    expect(performance.now() - started).toBeLessThan(900)
+  })
 
   test('a missing model, a name that cannot be one, a server that is not there', async () => {
     answer = (response) => response.writeHead(404).end()

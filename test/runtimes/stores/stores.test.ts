@@ -60,6 +60,15 @@ describe('R2, read in workerd', () => {
     expect(await ask<ReadResult>('/read', task)).toEqual({ tier: 'r2', hashes })
   })
 
+  test.each([false, true])('says that bytes come, behind a cache (%s) too', async (cached) => {
+    const bytes = new Uint8Array(300_000).fill(cached ? 1 : 2)
+    const hash = await sha256(bytes)
+    await bucket.put(shardKey(hash), bytes)
+    const one = { hash, slots: [{ hash, size: bytes.length }], gap: 0, cached, count: true }
+    // Once when it begins, then with each buffer of 64 KiB at most.
+    expect((await ask<ReadResult>('/read', one)).told).toBeGreaterThan(5)
+  })
+
   test('reads of several requests at once do not mix', async () => {
     const shards = await Promise.all(
       Array.from({ length: 24 }, async (_, i) => {

@@ -30,12 +30,16 @@ export interface ReadTask {
   readonly cancel?: boolean
   /** Has the Cache API before the bucket, and waits for what is put there. */
   readonly cached?: boolean
+  /** Counts how often the store says that the read goes on. */
+  readonly count?: boolean
 }
 
 export interface ReadResult {
   readonly tier?: string
   /** Of each slot's bytes, afterwards. */
   readonly hashes: readonly string[]
+  /** How often the store has said that the read goes on. */
+  readonly told?: number
   readonly error?: { readonly code: string; readonly place: object }
 }
 
@@ -100,11 +104,16 @@ const handlers: Record<string, (task: never, bucket: R2Bucket) => Promise<unknow
     const bucketStore = r2Store(bucket)
     const options = { origin: () => ORIGIN, keepAlive: (work: Promise<unknown>) => background.push(work) }
     const store = task.cached ? cached(caches.default, bucketStore, options) : bucketStore
-    const reading = verified(store).read(task.hash, into, abort.signal)
+    let told = 0
+    const progress = () => {
+      told += 1
+    }
+    const reading = verified(store).read(task.hash, into, abort.signal, progress)
     if (task.cancel) abort.abort()
     const result = await reading.then((tier) => ({ tier }), failure)
     await Promise.all(background)
-    return { ...result, hashes: await Promise.all(into.map((slot) => sha256(slot.bytes))) }
+    const hashes = await Promise.all(into.map((slot) => sha256(slot.bytes)))
+    return { ...result, hashes, ...(task.count && { told }) }
   },
 
   '/spoil': async ({ hash, body }: SpoilTask) => {
