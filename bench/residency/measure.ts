@@ -4,15 +4,18 @@
  */
 
 import type { ExpertOptions } from '@sparsedge/engine/request'
-import { ALL, config, pack } from './backend.ts'
+import { EIGHT_BITS } from '../paths.ts'
+import { prepareEightBits } from '../prepare.ts'
+import { ALL, config, memoryFor, pack } from './backend.ts'
 import { type Cold, type ColdFidelity, measureCold, measureColdFidelity } from './cold.ts'
 import { type Fidelity, measureFidelity } from './fidelity.ts'
+import { type Memory, MIB, measureMemory, WASM_MIB } from './memory.ts'
 import { NAMES, type Policy } from './policies.ts'
 import { simulate } from './simulate.ts'
 import { measureOverhead, measureSpeed, type Overhead, type Speed } from './speed.ts'
 import { recordTraces, type Trace } from './traces.ts'
 
-export type Part = 'policies' | 'speed' | 'fidelity' | 'cold'
+export type Part = 'policies' | 'speed' | 'fidelity' | 'cold' | 'memory'
 
 /** How much of everything. */
 export interface Scale {
@@ -26,6 +29,8 @@ export interface Scale {
   /** Of every text that is judged. */
   readonly judgedTokens: number
   readonly coldPrompts: readonly number[]
+  /** Contexts that are filled: with half of the experts, and with experts of 8 bits. */
+  readonly memoryTokens: { readonly half: number; readonly eightBits: number }
 }
 
 export const FULL: Scale = {
@@ -35,6 +40,7 @@ export const FULL: Scale = {
   latencyBudgetMs: 15_000,
   judgedTokens: 96,
   coldPrompts: [16, 64, 256],
+  memoryTokens: { half: 2048, eightBits: 1024 },
 }
 export const QUICK: Scale = {
   traceTokens: 32,
@@ -43,6 +49,7 @@ export const QUICK: Scale = {
   latencyBudgetMs: 3000,
   judgedTokens: 16,
   coldPrompts: [64],
+  memoryTokens: { half: 192, eightBits: 192 },
 }
 
 /** The line, and the distances of its other end. */
@@ -81,6 +88,7 @@ export interface Measured {
   readonly fidelities: readonly Fidelity[]
   readonly colds: readonly Cold[]
   readonly coldFidelity?: ColdFidelity
+  readonly memories: readonly Memory[]
 }
 
 export async function measureAll(parts: readonly Part[], scale: Scale): Promise<Measured> {
@@ -113,7 +121,8 @@ export async function measureAll(parts: readonly Part[], scale: Scale): Promise<
     }
   }
   const colds = has('cold') ? await measureColds(scale, say) : { colds: [] }
-  return { ...measured, ...speeds, fidelities, ...colds }
+  const memories = has('memory') ? await measureMemories(scale, say) : []
+  return { ...measured, ...speeds, fidelities, ...colds, memories }
 }
 
 const distance = (firstByteMs: number) => ({ seed: SEED, firstByteMs, bytesPerMs: BYTES_PER_MS })
@@ -188,4 +197,17 @@ async function measureColds(scale: Scale, say: (what: string) => void) {
   say('the first token of a cold prompt in a hurry')
   const coldFidelity = await measureColdFidelity(64, distance(TARGET_MS), HURRY_MS)
   return { colds, coldFidelity }
+}
+
+async function measureMemories({ memoryTokens }: Scale, say: (what: string) => void): Promise<Memory[]> {
+  say('packing the model with experts of 8 bits')
+  await prepareEightBits()
+  const { half, eightBits } = memoryTokens
+  say(`${half} tokens in workerd with half of the experts`)
+  const memoryMib = Math.floor(memoryFor(slotsOf(0.5), half) / MIB)
+  const model = pack.manifest.name
+  const halved = await measureMemory({ model, memoryMib, promptTokens: 128, contextTokens: half })
+  say(`${eightBits} tokens in workerd with experts of 8 bits`)
+  const large = { model: EIGHT_BITS, memoryMib: WASM_MIB, promptTokens: 128, contextTokens: eightBits }
+  return [halved, await measureMemory(large)]
 }

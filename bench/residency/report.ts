@@ -4,6 +4,7 @@
  */
 import { asMarkdown, asText, type Section, short, type Verdict, verdictSection } from '../tables.ts'
 import { BYTES_PER_MS, type Curve, JUDGED, type Measured, slotsOf, TARGET_MS } from './measure.ts'
+import { ISOLATE_MIB, MIB, WASM_MIB } from './memory.ts'
 import { NAMES, type Policy } from './policies.ts'
 import type { Speed } from './speed.ts'
 
@@ -87,6 +88,11 @@ export function judge(measured: Measured): Verdict[] {
     if (policy === 'exact') add(`${what}: first token : bound`, ms / boundMs, 1.25, 'lower')
     else add(`${what}, resident_first: first token, ms`, ms, 700, 'lower')
   }
+  for (const { model, contextTokens, slots, all, wasmBytes, isolateBytes } of measured.memories) {
+    const what = `${model}, ${contextTokens} tokens, ${percent(slots / all)} of the experts`
+    add(`${what}: MiB of WebAssembly memory`, wasmBytes / MIB, WASM_MIB, 'lower')
+    add(`${what}: MiB of the isolate`, isolateBytes / MIB, ISOLATE_MIB, 'lower')
+  }
   return verdicts
 }
 
@@ -145,7 +151,7 @@ ${asMarkdown(sections(report))}`
 }
 
 function sections(report: Report): Section[] {
-  const { curves, speeds, fidelities, colds, coldFidelity, verdicts, expertBytes, all } = report
+  const { curves, speeds, fidelities, colds, coldFidelity, memories, verdicts, expertBytes, all } = report
   const arena = (slots: number) => `${slots} (${percent(slots / all)})`
   const compute = speeds.find(({ slots }) => slots === all)?.ms
   const curveRows = overall(curves).map(({ policy, slots, rate, missesPerToken }) => {
@@ -204,6 +210,16 @@ function sections(report: Report): Section[] {
       percent(fidelity, 1),
     ],
   )
+  const memoryRows = memories.map((memory) => [
+    memory.model,
+    String(memory.contextTokens),
+    `${memory.slots} of ${memory.all}`,
+    (memory.wasmBytes / MIB).toFixed(1),
+    (memory.isolateBytes / MIB).toFixed(1),
+    short(memory.misses),
+    (memory.bytes / 1e6).toFixed(2),
+    short(memory.tokensPerSecond),
+  ])
   return [
     verdictSection(verdicts),
     {
@@ -260,6 +276,13 @@ function sections(report: Report): Section[] {
               ],
             ]
           : []),
+      ],
+    },
+    {
+      title: 'Memory of an isolate (exact, workerd, a local bucket)',
+      rows: [
+        ['model', 'tokens', 'held', 'WASM, MiB', 'all, MiB', 'misses a token', 'MB a token', 'tokens/s'],
+        ...memoryRows,
       ],
     },
   ].filter(({ rows }) => rows.length > 1)

@@ -11,7 +11,7 @@ import { DOCS } from '../paths.ts'
 import { prepareTools } from '../prepare.ts'
 import type { Part } from './measure.ts'
 
-const PARTS: readonly Part[] = ['policies', 'speed', 'fidelity', 'cold']
+const PARTS: readonly Part[] = ['policies', 'speed', 'fidelity', 'cold', 'memory']
 
 const HELP = `npm run bench:residency [-- options]
 
@@ -24,13 +24,16 @@ tables behind them; writes docs/residency.json, docs/residency.svg and docs/resi
              store 10, 30 and 100 ms away at 100 MB/s; exact and resident_first; look-ahead on and off
   fidelity   KL divergence and perplexity of resident_first at 50, 70 and 85 %
   cold       from nothing to the first token of prompts of 16, 64 and 256 tokens: time, bytes, reads
+  memory     what an isolate of workerd holds at most, with V8 told to refuse more than 96 MiB of WebAssembly memory: the
+             shipped model with half of its experts until its context of 2,048 tokens is full, and the same model with
+             experts of 8 bits (125 MB), which cannot fit, until 1,024 tokens
 
   --only PARTS   some of these, separated by commas; nothing is written to docs/ then
   --quick        a few tokens of everything, to see that it runs; nothing is written to docs/
   --core N       the core that everything is pinned to; default the last one. Needs taskset (Linux)
   --help         this text
 
-A full run takes about fifteen minutes, most of it waiting for the store. Leave the machine alone meanwhile: the load
+A full run takes about twenty minutes, most of it waiting for the store; \`--only memory\` takes five. Leave the machine alone meanwhile: the load
 before and after is printed, and above 0.5 the times are not worth much. The first run installs bench/node_modules.
 `
 
