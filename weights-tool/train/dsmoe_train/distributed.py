@@ -1,5 +1,6 @@
 """One process per GPU: who am I, and sums over all of us. Everything works alike without torchrun (a world of one)."""
 
+import gc
 import os
 from dataclasses import dataclass
 from datetime import timedelta
@@ -42,8 +43,15 @@ def join_world(device: str) -> World:
     return World(rank, size, place)
 
 
+def meet() -> None:
+    """Waits for all processes."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
 def leave_world() -> None:
     if dist.is_initialized():
+        gc.collect()  # what still holds a group of FSDP's would keep its threads, and abort the process as it exits
         dist.destroy_process_group()
 
 

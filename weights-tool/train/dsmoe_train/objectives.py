@@ -27,6 +27,8 @@ class HeadLoss(NamedTuple):
     """-log p(next token)"""
     kl: Tensor
     """KL(teacher ‖ student) over the whole vocabulary."""
+    kl_X: Tensor
+    """The same, token by token, to see which kind of sequence it comes from."""
 
 
 class Teacher(NamedTuple):
@@ -39,7 +41,7 @@ class Teacher(NamedTuple):
 def head_chunk(
     logits_CV: Tensor, target_C: Tensor, teacher_CV: Tensor | None, lm_weight: float, kl_weight: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Sums over C tokens of both losses, and the gradient of their weighted sum with respect to the logits.
+    """The sum over C tokens of lm, every token's kl, and the gradient of the weighted sum of both with respect to the logits.
 
     d lm / d logits = p - onehot(target);  d kl / d logits = p - p_teacher
     """
@@ -51,11 +53,11 @@ def head_chunk(
     is_target_CV = torch.arange(p_CV.shape[-1], device=p_CV.device) == target_C[:, None]
     gradient_CV = lm_weight * (p_CV - is_target_CV.to(dtype))
     if teacher_CV is None:
-        return lm, torch.zeros_like(lm), gradient_CV.to(logits_CV.dtype)
+        return lm, lm.new_zeros(len(target_C)), gradient_CV.to(logits_CV.dtype)
     log_t_CV = F.log_softmax(teacher_CV.to(dtype), -1)
     t_CV = log_t_CV.exp()
-    kl = (t_CV * (log_t_CV - log_p_CV)).sum()
-    return lm, kl, (gradient_CV + kl_weight * (p_CV - t_CV)).to(logits_CV.dtype)
+    kl_C = (t_CV * (log_t_CV - log_p_CV)).sum(-1)
+    return lm, kl_C, (gradient_CV + kl_weight * (p_CV - t_CV)).to(logits_CV.dtype)
 
 
 class _ChunkedHead(torch.autograd.Function):
@@ -67,25 +69,28 @@ class _ChunkedHead(torch.autograd.Function):
         x_gradient = torch.empty_like(x_XD)
         # A frozen head needs none, and saves a third of the work.
         head_gradient = torch.zeros_like(head_VD) if ctx.needs_input_grad[1] else None
-        lm = kl = torch.zeros((), device=x_XD.device, dtype=torch.promote_types(x_XD.dtype, torch.float32))
+        lm = torch.zeros((), device=x_XD.device, dtype=torch.promote_types(x_XD.dtype, torch.float32))
+        kl_X = lm.new_empty(len(x_XD))
         for rows in torch.arange(len(x_XD)).split(chunk):
             rows = slice(int(rows[0]), int(rows[-1]) + 1)
             teacher = None if teacher_XD is None else F.linear(teacher_XD[rows], teacher_VD)
-            chunk_lm, chunk_kl, gradient = chunk_loss(F.linear(x_XD[rows], head), target_X[rows], teacher, lm_weight, kl_weight)
-            lm, kl = lm + chunk_lm, kl + chunk_kl
+            chunk_lm, kl_X[rows], gradient = chunk_loss(
+                F.linear(x_XD[rows], head), target_X[rows], teacher, lm_weight, kl_weight
+            )
+            lm = lm + chunk_lm
             x_gradient[rows] = gradient @ head
             if head_gradient is not None:
                 head_gradient += gradient.T @ x_XD[rows]
         tokens = len(x_XD)
         ctx.save_for_backward(x_gradient, head_gradient)
         ctx.tokens = tokens
-        lm, kl = lm / tokens, kl / tokens
+        lm, kl = lm / tokens, kl_X.mean()
         loss = lm_weight * lm + kl_weight * kl
-        ctx.mark_non_differentiable(lm, kl)
-        return loss, lm, kl
+        ctx.mark_non_differentiable(lm, kl, kl_X)
+        return loss, lm, kl, kl_X
 
     @staticmethod
-    def backward(ctx, upstream, _lm, _kl):
+    def backward(ctx, upstream, _lm, _kl, _kl_X):
         x_gradient, head_gradient = ctx.saved_tensors
         scale = upstream / ctx.tokens
         head_gradient = None if head_gradient is None else head_gradient * scale

@@ -147,6 +147,13 @@ def shares_by_level(routed: list[Routed], level_B: Tensor, levels: int) -> Tenso
     return torch.stack([active_BL[level_B == level].mean(0) for level in range(levels)], 1)
 
 
+@torch.no_grad()
+def mean_by_level(x_B: Tensor, level_B: Tensor) -> dict[int, float]:
+    """Mean of a number per sequence at every level that a sequence was at, over all processes."""
+    x_B, level_B = gather(x_B), gather(level_B)
+    return {level: x_B[level_B == level].mean().item() for level in sorted(set(level_B.tolist()))}
+
+
 class MutualInformationWeights:
     """α of the mutual-information loss, one per layer. Fixed as in the paper, or steered: up where a layer is more active than
     wanted, down where it is less, since one α for all leaves layers diffuse or collapses them (docs/findings.md)."""

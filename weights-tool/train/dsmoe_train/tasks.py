@@ -42,6 +42,8 @@ class StepOutput(NamedTuple):
     parts: dict[str, Tensor]
     """Every loss by name, unweighted, detached."""
     ffn: list[Routed]
+    kl_B: Tensor | None = None
+    """Of every sequence, where there is a teacher: what each share costs."""
 
 
 class EndToEnd(nn.Module):
@@ -76,13 +78,15 @@ class EndToEnd(nn.Module):
             batch.ids_BT, head, level_B=batch.level_B, available_LBN=batch.available_LBN, keep=weights.residual > 0
         )
         loss, parts = output.head.loss, {"lm": output.head.lm}
+        kl_B = None
         if weights.kl:
             parts["kl"] = output.head.kl
+            kl_B = output.head.kl_X.view(batch.ids_BT.shape).mean(1)
         if weights.residual:
             parts["residual"] = residual_error(output.residual, teacher_residual, self.relative_error)
             loss = loss + weights.residual * (1 - progress if weights.residual_fades else 1) * parts["residual"]
         loss = loss + self._routing_losses(output.ffn, output.attention, parts)
-        return StepOutput(loss, {name: value.detach() for name, value in parts.items()}, output.ffn)
+        return StepOutput(loss, {name: value.detach() for name, value in parts.items()}, output.ffn, kl_B)
 
     @torch.no_grad()
     def _teach(self, batch: Batch) -> tuple[Teacher | None, list[Tensor]]:

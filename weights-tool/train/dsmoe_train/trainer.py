@@ -19,7 +19,7 @@ from torch import Tensor
 from .checkpoint import load_checkpoint, save_checkpoint
 from .config import Stage, TrainConfig, show
 from .data import TokenStream
-from .distributed import World, global_mean, join_world, leave_world, to_device
+from .distributed import World, global_mean, join_world, leave_world, meet, to_device
 from .files import write_whole
 from .logs import Log, Speed, layer_list
 from .model import Model, initialise
@@ -27,7 +27,15 @@ from .model_config import ModelConfig
 from .parallel import Task, accumulating, compile_parts, model_part, restore_state, whole_state, wrap
 from .plots import plot_run
 from .schedule import freeze_still, make_optimiser, set_rate
-from .share import MutualInformationWeights, draw_available, draw_levels, shares_by_level, spread, steer_thresholds
+from .share import (
+    MutualInformationWeights,
+    draw_available,
+    draw_levels,
+    mean_by_level,
+    shares_by_level,
+    spread,
+    steer_thresholds,
+)
 from .snapshot import Snapshot, fingerprint, generator_states, load_snapshot, restore_generators, save_snapshot
 from .tasks import Batch, EndToEnd, Layerwise, StepOutput
 from .upcycle import upcycle
@@ -107,6 +115,7 @@ def train_in(world: World, config: TrainConfig) -> Path | None:
         quantised = config.stages.end_to_end.quantise_from < 1
         save_checkpoint(checkpoint, student.model.config, student.model.state_dict(), text_home, quantised=quantised)
         plot_run(directory / "log.jsonl", directory / "plots", student.use_LN)
+    meet()  # nobody returns before the checkpoint is there
     return checkpoint
 
 
@@ -311,6 +320,8 @@ class StageRunner:
             share_LS = shares_by_level(output.ffn, batch.level_B, len(shares))
             for level, share in enumerate(shares):
                 vectors[f"share_{share:g}"] = layer_list(share_LS[:, level])
+        if output.kl_B is not None and len(shares) > 1:
+            numbers |= {f"kl_{shares[level]:g}": kl for level, kl in mean_by_level(output.kl_B, batch.level_B).items()}
         if self.student.alpha is not None:
             vectors["alpha"] = [round(a, 7) for a in self.student.alpha.alpha_L.tolist()]
         tokens = (step + 1) * self.config.data.sequences * self.config.data.tokens // self.world.size

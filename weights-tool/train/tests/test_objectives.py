@@ -40,6 +40,8 @@ def test_the_chunked_head_is_the_plain_loss(chunk, lm_weight, kl_weight):
     plain = torch.autograd.grad(2.5 * (lm_weight * lm + kl_weight * kl), (x, head))
 
     torch.testing.assert_close((ours.lm, ours.kl), (lm.detach(), kl.detach()))
+    each = F.kl_div(log_p, log_t, log_target=True, reduction="none").sum(-1)
+    torch.testing.assert_close(ours.kl_X.view(B, T), each.detach())
     torch.testing.assert_close(ours.loss, lm_weight * lm + kl_weight * kl)
     torch.testing.assert_close(gradients, plain)
 

@@ -8,6 +8,7 @@ from dsmoe_train.share import (
     allocate,
     draw_available,
     draw_levels,
+    mean_by_level,
     shares_by_level,
     spread,
     steer_thresholds,
@@ -95,3 +96,7 @@ def test_alpha_goes_up_where_a_layer_is_too_active():
     fixed = MutualInformationWeights(1, 6.3e-4, None, torch.device("cpu"))
     fixed.steer(torch.tensor([0.9]))
     assert fixed.alpha_L.item() == pytest.approx(6.3e-4)
+
+
+def test_a_mean_for_every_level_that_was_there():
+    assert mean_by_level(torch.tensor([1.0, 2.0, 4.0]), torch.tensor([2, 0, 2])) == {0: 2.0, 2: 2.5}

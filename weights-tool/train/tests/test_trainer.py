@@ -61,6 +61,8 @@ def test_a_run_leaves_what_it_promises(runs):
         assert {"checkpoint/tokenizer.json", "checkpoint/chat_template.jinja", "plots/loss-end_to_end.svg"} <= names
         assert ("plots/experts.svg" in names) == (kind != "dense")
         assert not [name for name in names if Path(name).name.startswith(".")]
+    distilled = [line for line in log_lines(runs["upcycle"]) if line["stage"] == "end_to_end"]
+    assert all({"kl_0.4", "kl_0.7", "kl_1"} <= line.keys() and line["kl_1"] < line["kl_0.4"] for line in distilled)
     assert "stages.end_to_end.betas = [0.9, 0.99]" in (runs["dense"] / "settings.txt").read_text()
 
 
