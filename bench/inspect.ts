@@ -8,6 +8,7 @@
  */
 import { readFile } from 'node:fs/promises'
 import { createEngine, GREEDY } from '@sparsedge/engine'
+import type { Backend } from '@sparsedge/engine/backends/backend'
 import { writeDescriptor } from '@sparsedge/engine/backends/wasm/descriptor'
 import { wasmBackend } from '@sparsedge/engine/backends/wasm/index'
 import { type Plan, planMemory } from '@sparsedge/engine/backends/wasm/plan'
@@ -50,9 +51,18 @@ export interface Allocations {
   readonly engine: number
 }
 
+/** What a step of several tokens costs: whether weights that are read once for several are worth having. */
+export interface Together {
+  readonly model: string
+  readonly tokens: number
+  /** Median. */
+  readonly ms: number
+}
+
 export interface Inspection {
   readonly looks: readonly Look[]
   readonly allocations: readonly Allocations[]
+  readonly together: readonly Together[]
 }
 
 /** Which phase a kernel's time belongs to. */
@@ -65,6 +75,8 @@ const PHASE_OF: Partial<Record<keyof Kernels, Phase>> = {
   head: 'head',
 }
 const DECODED = 64
+/** Until V8 has compiled everything for good; before, numbers that do not fit 31 bits are objects. */
+const WARM = 5 * DECODED
 const REFINED_RANGE = 10
 
 const store = fsStore(PACKS)
@@ -195,15 +207,19 @@ async function look(engine: Instrumented, prompt: readonly number[]): Promise<Lo
   return { model: manifest.name, context, phases, prefillPhases, activeShare, refinedTiles, bytes }
 }
 
-/** Growth of the heap over tokens in between two of which no garbage is collected (see the flags in run.ts). */
-async function allocations(model: string, prompt: readonly number[]): Promise<Allocations> {
+async function openBackend(model: string): Promise<Backend> {
   const manifest = parseManifest(await store.manifest(model))
   const create = wasmBackend({
     modules: await modules(),
     contextTokens: CONTEXT_TOKENS,
     memoryBytes: MEMORY_BYTES,
   })
-  const backend = await create({ manifest, store })
+  return create({ manifest, store })
+}
+
+/** Growth of the heap over tokens in between two of which no garbage is collected (see the flags in run.ts). */
+async function allocations(model: string, prompt: readonly number[]): Promise<Allocations> {
+  const backend = await openBackend(model)
   const sequence = backend.open(CONTEXT_TOKENS)
   await backend.step(sequence, Int32Array.from(prompt))
   const one = Int32Array.of(prompt[0])
@@ -212,20 +228,19 @@ async function allocations(model: string, prompt: readonly number[]): Promise<Al
       if (backend.step(sequence, one) instanceof Promise) throw new Error('a step missed an expert')
     }
   }
-  // Until V8 has compiled them for good, numbers that do not fit 31 bits are objects.
-  for (let i = 0; i < 5; i++) steps()
+  for (let i = 0; i < WARM; i += DECODED) steps()
   // Looking at the heap takes some of it, too.
   const step = growth(steps) - growth(() => {})
 
   const engine = await createEngine({ store, model, backend: async () => backend })
   sequence.close()
-  const request = { prompt: { tokens: prompt }, maxTokens: 2 * DECODED + 8, sampling: GREEDY, stop: [] }
+  const request = { prompt: { tokens: prompt }, maxTokens: WARM + DECODED + 8, sampling: GREEDY, stop: [] }
   let before: number | undefined
   let first = 0
   let perToken = Number.NaN
   for await (const event of engine.generate(request)) {
     if (event.type !== 'text') continue
-    if (before === undefined && event.tokens >= DECODED) {
+    if (before === undefined && event.tokens >= WARM) {
       globalThis.gc?.()
       first = event.tokens
       before = process.memoryUsage().heapUsed
@@ -235,6 +250,26 @@ async function allocations(model: string, prompt: readonly number[]): Promise<Al
     }
   }
   return { model, step: step / DECODED, engine: perToken }
+}
+
+/** Of one sequence, after a prompt; tokens of several sequences would share the weights in the same way. */
+async function together(model: string, prompt: readonly number[]): Promise<Together[]> {
+  const backend = await openBackend(model)
+  const sequence = backend.open(CONTEXT_TOKENS)
+  await backend.step(sequence, Int32Array.from(prompt))
+  const rows: Together[] = []
+  for (const tokens of [1, 2, 3, 4, 8]) {
+    const step = Int32Array.from(prompt.slice(0, tokens))
+    const times: number[] = []
+    for (let i = 0; i < 15; i++) {
+      const start = performance.now()
+      await backend.step(sequence, step)
+      times.push(performance.now() - start)
+    }
+    rows.push({ model, tokens, ms: median(times) })
+  }
+  sequence.close()
+  return rows
 }
 
 function growth(work: () => void): number {
@@ -266,5 +301,9 @@ if (import.meta.main) {
     await allocations(TEACHER, prompt.slice(0, 512)),
     await allocations(SHIPPED, prompt.slice(0, 512)),
   ]
-  console.log(JSON.stringify({ looks, allocations: allocated } satisfies Inspection))
+  const shared = [
+    ...(await together(TEACHER, prompt.slice(0, 512))),
+    ...(await together(SHIPPED, prompt.slice(0, 512))),
+  ]
+  console.log(JSON.stringify({ looks, allocations: allocated, together: shared } satisfies Inspection))
 }

@@ -196,6 +196,11 @@ function sections(report: Report): Section[] {
     String(context),
     ...PHASES.map((phase) => prefillPhases[phase].toFixed(1)),
   ])
+  const together = inspection?.together ?? []
+  const togetherRows = together.map(({ model, tokens, ms }) => {
+    const alone = together.find((row) => row.model === model && row.tokens === 1)?.ms ?? Number.NaN
+    return [shortName(model), String(tokens), ms.toFixed(1), short((tokens * alone) / ms)]
+  })
   return [
     verdictSection(verdicts),
     {
@@ -209,6 +214,10 @@ function sections(report: Report): Section[] {
     {
       title: 'Where a prompt goes (ms, Node, relaxed)',
       rows: [['what', 'prompt', ...PHASES], ...prefillRows],
+    },
+    {
+      title: 'Steps of several tokens after a prompt of 512 (Node, relaxed)',
+      rows: [['what', 'tokens', 'ms', 'times as fast as one by one'], ...togetherRows],
     },
   ].filter(({ rows }) => rows.length > 1)
 }
