@@ -47,17 +47,16 @@ export class Device {
   readonly adapter: GPUAdapter
   /** Why it went away, once it has. */
   #lost: SparsedgeError | undefined
-  readonly #loss: Promise<never>
+  /** Those who wait. A race with one promise that never settles would keep each of its results for ever. */
+  readonly #waiting = new Set<(why: SparsedgeError) => void>()
 
   private constructor(gpu: GPUDevice, adapter: GPUAdapter) {
     this.gpu = gpu
     this.adapter = adapter
-    this.#loss = gpu.lost.then(({ message, reason }) => {
+    void gpu.lost.then(({ message, reason }) => {
       this.#lost = new SparsedgeError('device_lost', `the GPU went away (${reason || 'unknown'}): ${message}`)
-      throw this.#lost
+      for (const tell of this.#waiting) tell(this.#lost)
     })
-    // Whoever waits hears of it; that nobody waits is no failure.
-    this.#loss.catch(() => {})
   }
 
   /** @throws SparsedgeError `backend_unavailable` if the adapter gives no device */
@@ -83,12 +82,17 @@ export class Device {
 
   /** Waits for work of this device. @throws SparsedgeError `device_lost`; what the work throws */
   async wait<T>(work: Promise<T>): Promise<T> {
+    const loss = Promise.withResolvers<never>()
+    this.#waiting.add(loss.reject)
     try {
-      return await Promise.race([work, this.#loss])
+      if (this.#lost) loss.reject(this.#lost)
+      return await Promise.race([work, loss.promise])
     } catch (cause) {
       // Work fails in many words when its device has gone, and perhaps before that is known.
-      await Promise.race([this.#loss, new Promise((resolve) => setTimeout(resolve, 0))])
-      throw cause
+      await new Promise((resolve) => setTimeout(resolve, 0))
+      throw this.#lost ?? cause
+    } finally {
+      this.#waiting.delete(loss.reject)
     }
   }
 
