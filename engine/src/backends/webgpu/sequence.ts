@@ -93,10 +93,10 @@ export class CachePool {
 
   giveBack(cache: Cache): void {
     this.#used -= cache.tokens
-    // One for which there was no memory is no use to anybody.
     cache.ready.then(
       () => this.#free.push(cache),
-      () => {},
+      // One for which there was no memory for all is of no use to anybody, and holds what there was.
+      () => destroy(cache),
     )
   }
 
@@ -104,22 +104,23 @@ export class CachePool {
     const fitting = this.#free.findIndex((cache) => cache.tokens === tokens)
     if (fitting >= 0) return this.#free.splice(fitting, 1)[0]
     // What nobody uses makes room for what somebody does.
-    for (const { buffers, gates } of this.#free.splice(0)) {
-      for (const buffer of [...buffers, ...gates]) buffer.destroy()
-    }
+    for (const cache of this.#free.splice(0)) destroy(cache)
     const { layers, kvHeads, headDim, experts } = this.#config
     const usage = GPUBufferUsage.STORAGE | GPUBufferUsage.COPY_SRC | GPUBufferUsage.COPY_DST
     const bytes = 4 * kvHeads * tokens * headDim
     const buffers: GPUBuffer[] = []
     const gates: GPUBuffer[] = []
     const ready = this.#device.allocating(() => {
-      for (let layer = 0; layer < layers; layer++) {
-        buffers.push(this.#device.buffer(bytes, usage), this.#device.buffer(bytes, usage))
-        gates.push(this.#device.buffer(4 * experts, usage))
-      }
+      // These first: they are filled at once, though keys and values may be larger than a GPU binds.
+      for (let layer = 0; layer < layers; layer++) gates.push(this.#device.buffer(4 * experts, usage))
+      for (let i = 0; i < 2 * layers; i++) buffers.push(this.#device.buffer(bytes, usage))
     })
     // Whoever steps hears of it.
     ready.catch(() => {})
     return { tokens, buffers, gates, ready }
   }
+}
+
+function destroy({ buffers, gates }: Cache): void {
+  for (const buffer of [...buffers, ...gates]) buffer.destroy()
 }
