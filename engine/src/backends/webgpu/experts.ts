@@ -59,6 +59,11 @@ export class Experts implements ResidencyControl {
     return this.#resident[key] === 1
   }
 
+  /** Which experts a run that is queued now will find, [layers, experts]; undefined: all. */
+  present(): Uint8Array | undefined {
+    return this.complete ? undefined : this.#resident.slice()
+  }
+
   /** Some tokens have been run; so many of them routed an expert. */
   visit(tokens: number): void {
     this.#tokens += tokens

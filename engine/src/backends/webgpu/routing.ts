@@ -16,16 +16,18 @@ export class Routing {
   }
 
   /**
-   * Keys (layer · experts + expert) of the experts that were routed and have not come.
+   * Keys (layer · experts + expert) of the experts that were routed and that a run did without. Some may have come since,
+   * too late for it: a warm-up's, or another request's.
    *
    * @param gates g, [layers, tokens, experts]; empty where every expert is always on
+   * @param present what {@link Experts.present} said before the run was queued
    */
-  missing(gates: Float32Array, tokens: number): number[] {
-    if (this.#experts.complete) return []
+  missing(gates: Float32Array, tokens: number, present: Uint8Array | undefined): number[] {
+    if (!present) return []
     const { layers, experts } = this.#config
     const missing: number[] = []
     for (let key = 0; key < layers * experts; key++) {
-      if (!this.#experts.has(key) && this.#uses(gates, key, tokens) > 0) missing.push(key)
+      if (present[key] === 0 && this.#uses(gates, key, tokens) > 0) missing.push(key)
     }
     return missing
   }

@@ -132,9 +132,10 @@ export class Stepper {
       const fetched = await this.#fetchAlwaysOn(sequence, signal)
       for (;;) {
         throwIfCancelled(signal)
+        const present = this.#experts.present()
         await this.#run(sequence, sequence.length + at, chunk)
         const gates = await this.#results.readChunk(chunk.length)
-        const missing = this.#routing.missing(gates, chunk.length)
+        const missing = this.#routing.missing(gates, chunk.length, present)
         // As below: nothing has come, and the policy allows to go on without.
         if (missing.length > 0 && (await this.#fetch(missing, sequence, signal, fetched))) continue
         this.#routing.account(sequence, gates, chunk.length, fetched)
@@ -156,12 +157,14 @@ export class Stepper {
     const encode = (pass: GPUComputePassEncoder) => this.#decoder.encode(pass, cache)
     const fetched = waits ? await this.#fetchAlwaysOn(sequence, signal) : NOTHING
     let count = Math.min(this.#ahead, this.#streak + 1, sequence.capacity - sequence.length)
+    let present: Uint8Array | undefined
     for (;;) {
       throwIfCancelled(signal)
+      present = this.#experts.present()
       this.#results.begin(token, sequence.length)
       for (let slot = 0; slot < count; slot++) this.#results.run(slot, encode)
       await this.#results.read(count)
-      const missing = this.#routing.missing(this.#results.slot(0).gates, 1)
+      const missing = this.#routing.missing(this.#results.slot(0).gates, 1, present)
       if (missing.length === 0) break
       if (!waits) {
         this.#fetchAside(missing, sequence)
@@ -174,9 +177,9 @@ export class Stepper {
     this.#first = 1
     this.#end = 1
     // What was run ahead stands up to the first token that lacked an expert.
-    while (this.#end < count && this.#routing.missing(this.#results.slot(this.#end).gates, 1).length === 0) {
-      this.#end++
-    }
+    const whole = (slot: number) =>
+      this.#routing.missing(this.#results.slot(slot).gates, 1, present).length === 0
+    while (this.#end < count && whole(this.#end)) this.#end++
     return this.#take(sequence, 0, fetched)
   }
 
@@ -196,7 +199,9 @@ export class Stepper {
     signal: AbortSignal | undefined,
     fetched: Set<number>,
   ): Promise<boolean> {
-    await this.#device.wait(this.#experts.load(missing, sequence, signal))
+    // Others may have brought some since the run was queued.
+    const rest = missing.filter((key) => !this.#experts.has(key))
+    if (rest.length > 0) await this.#device.wait(this.#experts.load(rest, sequence, signal))
     const come = missing.filter((key) => this.#experts.has(key))
     for (const key of come) fetched.add(key)
     return come.length > 0
@@ -205,8 +210,10 @@ export class Stepper {
   /** Experts that a step does without, for the steps after it. That they cannot be had is told to whoever waits for one. */
   #fetchAside(missing: readonly number[], sequence: GpuSequence): void {
     if (!sequence.options.lookahead || this.#aside) return
+    const rest = missing.filter((key) => !this.#experts.has(key))
+    if (rest.length === 0) return
     this.#aside = this.#experts
-      .load(missing, sequence, undefined)
+      .load(rest, sequence, undefined)
       .catch(() => {})
       .finally(() => {
         this.#aside = undefined
