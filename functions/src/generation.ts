@@ -32,8 +32,12 @@ export async function* generate(
     const engine = await abortable(loading, signal)
     // All are checked before the first is answered.
     const encoded = requests.map((request) => encode(engine, request, limits))
+    let fetches = 0
     for (const [choice, request] of encoded.entries()) {
-      for await (const event of engine.generate(request, signal)) yield { choice, ...event }
+      for await (const event of engine.generate(lessFetches(request, fetches), signal)) {
+        if (event.type === 'done') fetches += event.usage.experts.requests
+        yield { choice, ...event }
+      }
     }
   } catch (error) {
     if (!limit.signal.aborted) throw named(error)
@@ -42,6 +46,13 @@ export async function* generate(
   } finally {
     clearTimeout(timer)
   }
+}
+
+/** A request of an answer that has fetched so often already: the platform counts by the answer, not by the prompt. */
+function lessFetches(request: GenerateRequest, fetches: number): GenerateRequest {
+  const { experts } = request
+  if (experts?.maxFetches === undefined) return request
+  return { ...request, experts: { ...experts, maxFetches: Math.max(experts.maxFetches - fetches, 0) } }
 }
 
 /** What only the engine can tell about the field `experts` of the body. */

@@ -18,7 +18,7 @@ export interface Limits {
   readonly prompts: number
   /** Seconds from a request's arrival to the end of its answer. */
   readonly seconds: number
-  /** Fetches of experts for one answer; absent: as many as it takes. */
+  /** Fetches of experts for one answer, of all its prompts, or for one warm-up; absent: as many as it takes. */
   readonly expertFetches?: number
   /** Bytes of experts that are fetched ahead once a model has given its first answer; 0: none. */
   readonly warmUpBytes: number

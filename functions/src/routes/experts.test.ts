@@ -99,6 +99,18 @@ describe('the field `experts`', () => {
     expect(await refusal(response)).toEqual({ status: 503, code: 'expert_fetches_spent', param: null })
   })
 
+  test('which counts for all prompts of an answer', async () => {
+    const ask = { ...ASK, experts: { lookahead: false } }
+    const limits = { expertFetches: LAYERS, warmUpBytes: 0 }
+    for (const prompt of [[5], [9]]) {
+      const { post } = await app({ limits })
+      expect((await post('/v1/completions', { ...ask, prompt })).status).toBe(200)
+    }
+    const { post } = await app({ limits })
+    const response = await post('/v1/completions', { ...ask, prompt: [[5], [9]] })
+    expect(await refusal(response)).toEqual({ status: 503, code: 'expert_fetches_spent', param: null })
+  })
+
   test('report: a line for each layer, which add up', async () => {
     const served = await app()
     expect((await usageIn(served, {})).experts).not.toHaveProperty('layers')
@@ -200,6 +212,12 @@ describe('POST /v1/experts/prewarm', () => {
     const warm = async (limits: object) => (await served.post('/v1/experts/prewarm', limits)).json()
     expect(await warm({ max_bytes: 0 })).toMatchObject({ loaded: 0, bytes: 0, resident: 0 })
     expect(await warm({ max_fetches: 1 })).toMatchObject({ requests: 1, resident: EXPERTS })
+  })
+
+  test('stops at the server’s limit too', async () => {
+    const served = await app({ limits: { expertFetches: 1, warmUpBytes: 0 } })
+    const response = await served.post('/v1/experts/prewarm', { max_fetches: LAYERS })
+    expect(await response.json()).toMatchObject({ requests: 1, resident: EXPERTS })
   })
 
   test.each([

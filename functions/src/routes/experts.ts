@@ -39,10 +39,13 @@ export function prewarm(service: Service): (c: Context) => Promise<Response> {
   return async (c) => {
     const { model, max_bytes, max_fetches } = await readBody(c, PrewarmBody)
     const { name, engine } = service.model(model)
+    // The platform counts a warm-up's fetches as it does an answer's.
+    const allowed = service.limits.expertFetches
+    const maxFetches = Math.min(max_fetches ?? Number.POSITIVE_INFINITY, allowed ?? Number.POSITIVE_INFINITY)
     const ready = await service.keepAlive(engine.get())
     const limits = {
       ...(max_bytes != null && { maxBytes: max_bytes }),
-      ...(max_fetches != null && { maxFetches: max_fetches }),
+      maxFetches,
     }
     const { loaded, bytes, requests } = await ready.prewarm(limits, c.req.raw.signal)
     const { capacity, resident } = ready.experts()
