@@ -281,6 +281,69 @@ describe('acquire', () => {
     await expectAllSlotsUsable(residency, pending)
   })
 
+  test.each([
+    ['has no patience', { maxLatencyMs: 1 }, 'expert_budget_spent'],
+    ['goes away', {}, 'cancelled'],
+  ])(
+    'a step that evicts and then %s leaves something in the place of what it evicted',
+    async (_, options, code) => {
+      const { store, pending } = heldStore(pack.store)
+      const { residency, bytes, account } = setUp(16, store)
+      for (const layer of [0, 1]) {
+        await delivering(residency.acquire(layer, ALL, account), pending)
+        residency.release(layer)
+      }
+      const abort = new AbortController()
+      const acquired = residency.acquire(2, experts(0, 5), newAccount(options), abort.signal)
+      await turn()
+      if (code === 'cancelled') abort.abort()
+      await expect(acquired).rejects.toMatchObject({ code })
+      expect(pending).toHaveLength(2)
+      // It can be joined, and brings what it was started for.
+      const next = residency.acquire(2, experts(5), account)
+      expect(pending).toHaveLength(2)
+      await delivering(next, pending)
+      residency.release(2)
+      await expect.poll(() => residency.resident).toBe(16)
+      for (const key of [0, 5]) {
+        expect(Buffer.from(bytes(2 * EXPERTS + key)).equals(truth[2 * EXPERTS + key])).toBe(true)
+      }
+      await expectAllSlotsUsable(residency, pending)
+    },
+  )
+
+  test('what goes on though its step has left costs no slot if it fails', async () => {
+    const { store, pending } = heldStore(pack.store)
+    const { residency, account } = setUp(16, store)
+    for (const layer of [0, 1]) {
+      await delivering(residency.acquire(layer, ALL, account), pending)
+      residency.release(layer)
+    }
+    const acquired = residency.acquire(2, experts(3), newAccount({ maxLatencyMs: 1 }))
+    await expect(acquired).rejects.toMatchObject({ code: 'expert_budget_spent' })
+    expect(pending).toHaveLength(1)
+    pending[0].fail(new SparsedgeError('store_unavailable', 'gone'))
+    await expectAllSlotsUsable(residency, pending)
+  })
+
+  test('a request that has no time asks for nothing and evicts nothing', async () => {
+    const { store, pending } = heldStore(pack.store)
+    const { residency, account } = setUp(16, store)
+    for (const layer of [0, 1]) {
+      await delivering(residency.acquire(layer, ALL, account), pending)
+      residency.release(layer)
+    }
+    const hasty = newAccount({ maxLatencyMs: 0 })
+    await expect(residency.acquire(2, experts(0, 5), hasty)).rejects.toMatchObject({
+      code: 'expert_budget_spent',
+      place: { model: 'tiny', layer: 2 },
+    })
+    expect(pending).toHaveLength(0)
+    expect(hasty.usage.requests).toBe(0)
+    expect(residency.resident).toBe(16)
+    await expectAllSlotsUsable(residency, pending)
+  })
+
   test('what another step still waits for goes on', async () => {
     const { store, pending } = heldStore(pack.store)
     const { residency, account } = setUp(16, store)

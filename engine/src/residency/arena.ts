@@ -215,26 +215,27 @@ class Arena implements ArenaResidency {
   ): Promise<void> {
     const started = performance.now()
     const row = layer * this.#manifest.config.experts
+    const exact = account.options.policy === 'exact'
     const limit = patience(account)
     const late = limit === undefined ? undefined : AbortSignal.timeout(limit)
     const either = late && signal ? AbortSignal.any([signal, late]) : (late ?? signal)
     try {
       throwIfCancelled(signal)
       this.#checkPins()
+      // Before anything is fetched: nobody would wait for it.
+      if (exact && limit === 0) throw budgetSpent(account, 'time')
       // Flights may end without having brought what they were joined for; then there is another round.
       let missing = experts
       while (missing.length > 0) {
         const { flights, spent } = this.#request(layer, missing, NEEDED, account)
-        if (spent || limit === 0) {
-          if (account.options.policy === 'resident_first') return
-          throw budgetSpent(account, spent ?? 'time')
-        }
+        if (exact && spent) throw budgetSpent(account, spent)
+        if (spent || limit === 0) return
         await this.#flights.landing(flights, NEEDED, either)
         missing = missing.filter((expert) => this.slots[row + expert] < 0)
       }
     } catch (cause) {
       const tooLate = late?.aborted === true && !signal?.aborted
-      if (tooLate && account.options.policy === 'resident_first') return
+      if (tooLate && !exact) return
       this.release(layer)
       const place = { model: this.#manifest.name, layer }
       if (tooLate) throw budgetSpent(account, 'time').at(place)

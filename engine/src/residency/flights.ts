@@ -1,9 +1,10 @@
 /**
  * @module
  * The queue of fetches: a few fly at once, those that a step waits for before those that are expected to be needed soon,
- * and these before those that only fill memory. A flight belongs to nobody: whoever needs what it brings waits for it, and one that everybody has left is
- * given up. That frees its lane and its memory when the store has let go of them, not before: a late answer must never
- * write into memory that was given to another flight. How long a store may take is its deadline's business.
+ * and these before those that only fill memory. A flight belongs to nobody: whoever needs what it brings waits for it, and
+ * one that everybody has left is given up, unless it has evicted: a caller that never waits must not empty the memory for
+ * all others. Giving up frees a flight's lane and its memory when the store has let go of them, not before: a late answer
+ * must never write into memory that was given to another flight. How long a store may take is its deadline's business.
  */
 import { abortable } from '../abortable.ts'
 import { SparsedgeError } from '../errors.ts'
@@ -22,6 +23,8 @@ export abstract class Flight {
   urgency: Urgency
   passengers = 0
   over = false
+  /** It has evicted, so it goes on without passengers, lest nothing come into the place of what was there. */
+  hasEvicted = false
   failure: unknown
   /**
    * Resolves when the flight is over, well or not. On Workers a flight is dropped, and does not even run its `finally`,
@@ -61,7 +64,7 @@ export abstract class Flight {
 
   leave(): void {
     this.passengers -= 1
-    if (this.passengers === 0 && !this.over) this.abandon()
+    if (this.passengers === 0 && !this.over && !this.hasEvicted) this.abandon()
   }
 }
 

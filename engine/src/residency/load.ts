@@ -48,7 +48,7 @@ export class Load extends Flight {
   }
 
   claim(): boolean {
-    const { coming } = this.#slots
+    const { coming, resident } = this.#slots
     for (let i = 0; i < this.#taken.length; i++) {
       const key = this.#cargo.key + i
       // A guess must find room for all that it wants. Where a step waits, only what is pinned must find room.
@@ -64,6 +64,7 @@ export class Load extends Flight {
       this.#taken[i] = this.#slots.takeFree()
       if (this.#taken[i] >= 0) coming[key] = this
     }
+    this.hasEvicted = this.#slots.resident < resident
     return true
   }
 
