@@ -176,6 +176,21 @@ describe('a cache that fails', () => {
     expect(vi.getTimerCount()).toBe(0)
   })
 
+  test('to be fast keeps what it has: it is sound', async () => {
+    vi.useFakeTimers()
+    onTestFinished(() => void vi.useRealTimers())
+    bodies.set(KEY(), shard)
+    const stalls = () => new Response(new ReadableStream({ pull: () => new Promise(() => {}) }))
+    const reading = open(cache({ match: async () => stalls() })).read(hash, [
+      { hash, bytes: new Uint8Array(shard.length) },
+    ])
+    await vi.advanceTimersByTimeAsync(2000)
+    expect(await reading).toBe('memory')
+    expect(calls).not.toContain('delete')
+    vi.useRealTimers()
+    expect(await read(open(cache()))).toBe('cache')
+  })
+
   test('to answer is left with the request', async () => {
     const stop = new AbortController()
     const reading = read(open(cache({ match: () => new Promise(() => {}) })), true, stop.signal)

@@ -5,7 +5,7 @@
  * cached: they change.
  */
 import { abortable } from '../abortable.ts'
-import { throwIfCancelled } from '../errors.ts'
+import { type ErrorCode, SparsedgeError, throwIfCancelled } from '../errors.ts'
 import { wantedBytes } from './fill.ts'
 import { type ByteStream, scatter } from './scatter.ts'
 import { type Destination, IMMUTABLE, type Progress, type ShardStore, shardKey, type Tier } from './store.ts'
@@ -33,12 +33,19 @@ export interface CacheOptions {
 const MAX_PENDING_BYTES = 4 << 20
 /** A cache that takes longer is not near: the store is asked. */
 const NEAR_MS = 2000
+/** What a read fails with if the bytes are wrong, rather than slow or not to be had. */
+const WRONG_BYTES: ReadonlySet<ErrorCode> = new Set([
+  'shard_too_short',
+  'shard_too_long',
+  'shard_hash_mismatch',
+])
 /** A put that takes longer was dropped with its request, and its copy with it. */
 const PUT_MS = 60_000
 
 /**
  * Reads from the cache what it has, the rest from the store, and puts that into the cache behind the caller's back. A
- * cached body that is not the shard is deleted, and the store is asked: the cache can make nothing fail.
+ * cached body that is not the shard is deleted; one that is slow, or fails midway, is left until it is put again. Either
+ * way the store is asked: the cache can make nothing fail.
  *
  * Where the Cache API does nothing (on workers.dev), that is noticed at the first put, and it is left alone.
  */
@@ -112,9 +119,9 @@ export function cached(
       const url = `${host}/${shardKey(hash)}`
       try {
         if (await inTime((either) => readCached(url, hash, into, either), signal)) return 'cache'
-      } catch {
+      } catch (cause) {
         throwIfCancelled(signal)
-        keepAlive(cache.delete(url).catch(() => {}))
+        if (isWrong(cause)) keepAlive(cache.delete(url).catch(() => {}))
       }
       // Its time begins now, not with the look into the cache.
       progress?.()
@@ -126,6 +133,10 @@ export function cached(
     manifest: (model, signal) => store.manifest(model, signal),
     vouchesFor: (tier) => tier === 'cache' || (store.vouchesFor?.(tier) ?? false),
   }
+}
+
+function isWrong(cause: unknown): boolean {
+  return cause instanceof SparsedgeError && WRONG_BYTES.has(cause.code)
 }
 
 /** Gives the work a signal that fires when it has taken longer than a cache may, or when the caller's does. */
