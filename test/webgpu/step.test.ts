@@ -15,9 +15,11 @@ import { GpuWeights } from '@sparsedge/engine/backends/webgpu/weights'
 import { gateRule } from '@sparsedge/engine/model/selection'
 import { loadTrunk } from '@sparsedge/engine/pack/load'
 import { trunkBytes } from '@sparsedge/engine/pack/manifest'
-import { DEFAULT_EXPERTS } from '@sparsedge/engine/request'
+import { DEFAULT_EXPERTS, type ExpertOptions } from '@sparsedge/engine/request'
+import type { ShardStore } from '@sparsedge/engine/store/store'
 import { beforeAll, describe, expect, test } from 'vitest'
 import { GATES, tinyPack } from '../fixtures/tiny.ts'
+import { type HeldStore, heldStore } from './held-store.ts'
 
 const MIB = 1 << 20
 const TOKENS = 64
@@ -65,7 +67,11 @@ function fakeAdapter(onRead: () => Promise<unknown>, mostBytes = 64 * MIB) {
   return { adapter: adapter as unknown as GPUAdapter, lose: loss.resolve, destroyed }
 }
 
-async function stepper(onRead: (experts: Experts) => Promise<unknown>) {
+async function stepper(
+  onRead: (experts: Experts) => Promise<unknown>,
+  options: ExpertOptions = DEFAULT_EXPERTS,
+  wrap: (store: ShardStore) => ShardStore = (store) => store,
+) {
   const { manifest, store } = await tinyPack({ layers: 2, gate: GATES.clampedLookAhead })
   const { config } = manifest
   let experts: Experts | undefined
@@ -74,14 +80,14 @@ async function stepper(onRead: (experts: Experts) => Promise<unknown>) {
   const trunk = new Uint8Array(trunkBytes(manifest))
   await loadTrunk(manifest, store, trunk)
   const weights = await GpuWeights.create(manifest, trunk, device)
-  experts = new Experts(manifest, store, weights)
+  experts = new Experts(manifest, wrap(store), weights)
   const results = new Results(device, config, 1, CHUNK)
   const decoder = await Decoder.create(device, config, weights, results, TOKENS)
   const session = { run: async () => ({}) } as unknown as Session
   const parts = { config, device, session, experts, bindings: [], results, decoder, ahead: 1 }
   const inputs = gateInputs(config, weights, gateRule(config))
-  const sequence = new CachePool(device, config, TOKENS).open(TOKENS, { options: DEFAULT_EXPERTS, inputs })
-  return { stepper: new Stepper(parts), sequence }
+  const sequence = new CachePool(device, config, TOKENS).open(TOKENS, { options, inputs })
+  return { stepper: new Stepper(parts), sequence, experts }
 }
 
 describe('an expert that comes while a run is under way', () => {
@@ -97,6 +103,54 @@ describe('an expert that comes while a run is under way', () => {
     await steps.step(sequence, new Int32Array(tokens), undefined)
     expect(reads).toBe(2)
     expect(sequence.length).toBe(tokens)
+  })
+})
+
+describe('experts that a step does without', () => {
+  const policy = { ...DEFAULT_EXPERTS, policy: 'resident_first' as const, maxLatencyMs: 10_000 }
+
+  async function held() {
+    let stores: HeldStore | undefined
+    const made = await stepper(
+      async () => {},
+      policy,
+      (inner) => {
+        stores = heldStore(inner)
+        return stores.store
+      },
+    )
+    if (!stores) throw new Error('the experts have no store')
+    // Past its prompt.
+    made.sequence.length = 1
+    return { ...made, store: stores }
+  }
+
+  test('come behind its back, which takes none of the time that its request may wait', async () => {
+    const { stepper: steps, sequence, experts, store } = await held()
+    await steps.step(sequence, Int32Array.of(1), undefined)
+    await steps.step(sequence, Int32Array.of(1), undefined)
+    await expect.poll(() => store.asked.length).toBe(2)
+    await new Promise((resolve) => setTimeout(resolve, 30))
+    store.release()
+    await expect.poll(() => experts.complete).toBe(true)
+    // So that whoever waited has booked it.
+    await new Promise((resolve) => setTimeout(resolve, 0))
+    expect(store.asked).toHaveLength(2)
+    expect(sequence.usage.requests).toBe(2)
+    expect(sequence.usage.waitMs).toBe(0)
+  })
+
+  test('are waited for, not fetched again, by a step that needs them', async () => {
+    const { stepper: steps, sequence, store } = await held()
+    await steps.step(sequence, Int32Array.of(1), undefined)
+    await expect.poll(() => store.asked.length).toBe(2)
+    const prompt = steps.step(sequence, Int32Array.of(1, 2), undefined)
+    await new Promise((resolve) => setTimeout(resolve, 30))
+    store.release()
+    await prompt
+    expect(store.asked).toHaveLength(2)
+    expect(sequence.usage.requests).toBe(2)
+    expect(sequence.usage.waitMs).toBeGreaterThan(10)
   })
 })
 

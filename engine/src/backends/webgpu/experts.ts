@@ -2,9 +2,11 @@
  * @module
  * Which experts have come to the GPU, and how the others get there. Every expert has its place; nothing is ever evicted.
  */
-import { SparsedgeError, throwIfCancelled } from '../../errors.ts'
+import { throwIfCancelled } from '../../errors.ts'
 import type { Manifest } from '../../pack/manifest.ts'
+import { DEFAULT_EXPERTS } from '../../request.ts'
 import { book, budgetSpent, giveBack, patience, type Spent } from '../../residency/budget.ts'
+import { Flight, Flights, GUESS, NEEDED, type Urgency, WARM_UP } from '../../residency/flights.ts'
 import { located } from '../../residency/load.ts'
 import { bundlePays } from '../../residency/policy.ts'
 import type {
@@ -15,7 +17,7 @@ import type {
   WarmUpLimits,
 } from '../../residency/residency.ts'
 import { ExpertUsage } from '../../residency/usage.ts'
-import { inLanes, MAX_IN_FLIGHT } from '../../store/lanes.ts'
+import { MAX_IN_FLIGHT } from '../../store/lanes.ts'
 import type { ShardStore, Tier } from '../../store/store.ts'
 import { verified } from '../../store/verified.ts'
 import type { GpuWeights } from './weights.ts'
@@ -28,6 +30,37 @@ interface Parcel {
   readonly shards: readonly string[]
 }
 
+/** The flight of a parcel. It takes no memory that others wait for: every expert has its place. */
+class Delivery extends Flight {
+  readonly #bring: (signal: AbortSignal) => Promise<void>
+  readonly #ended: (flown: boolean) => void
+  #flown = false
+
+  /** @param ended told once, when it is over, whether it has been started */
+  constructor(
+    urgency: Urgency,
+    bring: (signal: AbortSignal) => Promise<void>,
+    ended: (flown: boolean) => void,
+  ) {
+    super(urgency)
+    this.#bring = bring
+    this.#ended = ended
+  }
+
+  claim(): boolean {
+    return true
+  }
+
+  fetch(signal: AbortSignal): Promise<void> {
+    this.#flown = true
+    return this.#bring(signal)
+  }
+
+  end(): void {
+    this.#ended(this.#flown)
+  }
+}
+
 export class Experts implements ResidencyControl {
   readonly #manifest: Manifest
   readonly #store: ShardStore
@@ -35,6 +68,9 @@ export class Experts implements ResidencyControl {
   /** 1 where an expert is in its place, [layers, experts]. */
   readonly #resident: Uint8Array
   #missing: number
+  /** The flight that each expert comes with, [layers · experts]; empty where nothing is under way. */
+  readonly #coming: (Flight | undefined)[]
+  readonly #flights = new Flights()
   /** Tokens so far, and those that routed an expert, [layers, experts]. */
   #tokens = 0
   readonly #uses: Float64Array
@@ -46,6 +82,7 @@ export class Experts implements ResidencyControl {
     this.#weights = weights
     this.#resident = new Uint8Array(layers * experts)
     this.#missing = layers * experts
+    this.#coming = new Array(layers * experts)
     this.#uses = new Float64Array(layers * experts)
   }
 
@@ -88,71 +125,118 @@ export class Experts implements ResidencyControl {
   }
 
   async prewarm(limits: WarmUpLimits = {}, signal?: AbortSignal): Promise<WarmUp> {
+    throwIfCancelled(signal)
     const usage = new ExpertUsage(this.#manifest.config.layers)
+    const account = { options: { ...DEFAULT_EXPERTS, ...limits }, usage, mayWait: true }
     const before = this.#missing
     const frequency = this.#manifest.profile?.flat() ?? []
     const keys = Array.from(this.#resident.keys())
       .filter((key) => !this.has(key))
       .sort((a, b) => (frequency[b] ?? 0) - (frequency[a] ?? 0))
-    const options = { policy: 'resident_first' as const, lookahead: false, ...limits }
-    await this.load(keys, { usage, options, mayWait: true }, signal)
+    const { flights } = this.#request(keys, WARM_UP, account)
+    await this.#flights.landing(flights, WARM_UP, signal)
     return { loaded: before - this.#missing, bytes: usage.bytes, requests: usage.requests }
   }
 
   /**
-   * Brings experts to the GPU: one by one, or a layer's bundle where that is cheaper, which brings the rest along. Stops
-   * early, without failing, where the account's limits are spent and its policy is `resident_first`.
+   * Waits for experts to come to the GPU: one by one, or a layer's bundle where that is cheaper, which brings the rest
+   * along; for what is on its way already, nothing is fetched. Stops early, without failing, where the account's limits are
+   * spent and its policy is `resident_first`.
    *
    * @param keys of experts that are missing
    * @throws SparsedgeError as {@link ShardStore.read} does, with model, layer and expert; `expert_budget_spent`;
    * `expert_fetches_spent`; `cancelled`
    */
   async load(keys: readonly number[], account: Account, signal: AbortSignal | undefined): Promise<void> {
-    const { usage, options } = account
-    const { name, config, experts } = this.#manifest
+    const { name, config } = this.#manifest
     const started = performance.now()
     const limit = patience(account)
     const late = limit === undefined ? undefined : AbortSignal.timeout(limit)
-    const signals = [signal, late].filter((some) => some !== undefined)
-    const goOn = options.policy === 'resident_first'
+    const either = late && signal ? AbortSignal.any([signal, late]) : (late ?? signal)
+    let spent: Spent | undefined = limit === 0 ? 'time' : undefined
     try {
-      let spent: Spent | undefined
-      const affordable = function* (parcels: readonly Parcel[]) {
-        for (const parcel of parcels) {
-          spent = book(account, parcel.shards.length * experts.bytes)
-          if (spent) return
-          yield parcel
-        }
+      throwIfCancelled(signal)
+      // Flights may end without having brought what they were joined for; then there is another round.
+      let missing = keys
+      while (missing.length > 0 && !spent) {
+        const request = this.#request(missing, NEEDED, account)
+        await this.#flights.landing(request.flights, NEEDED, either)
+        spent = request.spent
+        missing = missing.filter((key) => !this.has(key))
       }
-      await inLanes(
-        affordable(this.#parcels(keys)),
-        MAX_IN_FLIGHT,
-        async (parcel, stop) => {
-          const bytes = parcel.shards.length * experts.bytes
-          try {
-            usage.fetched(await this.#fetch(parcel, stop), bytes)
-          } catch (cause) {
-            giveBack(account, bytes)
-            throw cause
-          }
-        },
-        signals.length > 0 ? AbortSignal.any(signals) : undefined,
-      )
-      if (spent && !goOn) throw budgetSpent(account, spent)
     } catch (cause) {
       throwIfCancelled(signal)
-      if (!late?.aborted) throw cause instanceof SparsedgeError ? cause.at({ model: name }) : cause
-      if (!goOn) throw budgetSpent(account, 'time')
+      if (!late?.aborted) throw cause
+      spent = 'time'
     } finally {
-      const waited = performance.now() - started
-      usage.layerWaitMs[Math.floor((keys[0] ?? 0) / config.experts)] += waited
+      // A timer may fire a little early; the rest would start fetches that are given up at once.
+      const waited = Math.max(performance.now() - started, late?.aborted ? (limit ?? 0) : 0)
+      account.usage.layerWaitMs[Math.floor((keys[0] ?? 0) / config.experts)] += waited
     }
+    if (spent && account.options.policy !== 'resident_first') {
+      throw budgetSpent(account, spent).at({ model: name })
+    }
+  }
+
+  /**
+   * Starts fetching what a step does without, for the steps after it, unless the lanes are full. Nobody waits, so it costs
+   * the account no time; that an expert cannot be had is told to whoever waits for it.
+   */
+  loadAside(keys: readonly number[], account: Account): void {
+    if (this.#flights.size >= MAX_IN_FLIGHT) return
+    this.#request(
+      keys.filter((key) => !this.has(key)),
+      GUESS,
+      account,
+    )
+  }
+
+  /** The flights that bring missing experts: those on their way already, and new ones as far as the limits go. */
+  #request(
+    keys: readonly number[],
+    urgency: Urgency,
+    account: Account,
+  ): { readonly flights: ReadonlySet<Flight>; readonly spent?: Spent } {
+    const flights = new Set<Flight>()
+    const rest: number[] = []
+    for (const key of keys) {
+      const flight = this.#coming[key]
+      if (flight && !flight.abandoned) flights.add(flight)
+      else rest.push(key)
+    }
+    for (const parcel of this.#parcels(rest)) {
+      const spent = book(account, parcel.shards.length * this.#manifest.experts.bytes)
+      if (spent) return { flights, spent }
+      const flight = this.#delivery(parcel, urgency, account)
+      this.#flights.start(flight)
+      flights.add(flight)
+    }
+    return { flights }
+  }
+
+  /** A flight for a parcel that is booked; whoever misses one of its experts will find it. */
+  #delivery(parcel: Parcel, urgency: Urgency, account: Account): Flight {
+    const bytes = parcel.shards.length * this.#manifest.experts.bytes
+    const start = parcel.layer * this.#manifest.config.experts + parcel.first
+    const keys = parcel.shards.map((_, i) => start + i)
+    const flight = new Delivery(
+      urgency,
+      async (signal) => account.usage.fetched(await this.#fetch(parcel, signal), bytes),
+      (flown) => {
+        if (!flown) giveBack(account, bytes)
+        for (const key of keys) if (this.#coming[key] === flight) this.#coming[key] = undefined
+      },
+    )
+    for (const key of keys) {
+      if (!this.has(key) && (this.#coming[key]?.abandoned ?? true)) this.#coming[key] = flight
+    }
+    return flight
   }
 
   async #fetch(parcel: Parcel, signal: AbortSignal): Promise<Tier> {
     const into = parcel.shards.map((hash) => ({ hash, bytes: new Uint8Array(this.#manifest.experts.bytes) }))
     const tier = await this.#store.read(parcel.hash, into, signal).catch((cause: unknown) => {
-      throw located(cause, parcel)
+      throw located(cause, parcel).at({ model: this.#manifest.name })
     })
     for (const [i, { bytes }] of into.entries()) this.#place(parcel.layer, parcel.first + i, bytes)
     return tier

@@ -55,8 +55,6 @@ export class Stepper {
   readonly #total = scalarTensor()
   readonly #runs = new WeakMap<GpuSequence, { readonly feeds: Feeds; readonly fetches: Feeds }>()
 
-  #aside: Promise<void> | undefined
-
   #busy = false
   // Slots first .. end - 1 hold the tokens of a sequence that follow those it has.
   #owner: GpuSequence | undefined
@@ -167,7 +165,7 @@ export class Stepper {
       const missing = this.#routing.missing(this.#results.slot(0).gates, 1, present)
       if (missing.length === 0) break
       if (!waits) {
-        this.#fetchAside(missing, sequence)
+        if (sequence.options.lookahead) this.#experts.loadAside(missing, sequence)
         break
       }
       count = 1
@@ -205,19 +203,6 @@ export class Stepper {
     const come = missing.filter((key) => this.#experts.has(key))
     for (const key of come) fetched.add(key)
     return come.length > 0
-  }
-
-  /** Experts that a step does without, for the steps after it. That they cannot be had is told to whoever waits for one. */
-  #fetchAside(missing: readonly number[], sequence: GpuSequence): void {
-    if (!sequence.options.lookahead || this.#aside) return
-    const rest = missing.filter((key) => !this.#experts.has(key))
-    if (rest.length === 0) return
-    this.#aside = this.#experts
-      .load(rest, sequence, undefined)
-      .catch(() => {})
-      .finally(() => {
-        this.#aside = undefined
-      })
   }
 
   /** Where there are no gates every expert is needed, and that is known before. @returns the keys of those that came */
