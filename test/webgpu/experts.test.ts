@@ -1,6 +1,7 @@
 /**
  * How experts come to the GPU: what is fetched, for whom, and who waits. The GPU here takes them and does nothing.
  */
+import { webgpuBackend } from '@sparsedge/engine/backends/webgpu'
 import { Experts } from '@sparsedge/engine/backends/webgpu/experts'
 import type { GpuWeights } from '@sparsedge/engine/backends/webgpu/weights'
 import { DEFAULT_EXPERTS, type ExpertOptions } from '@sparsedge/engine/request'
@@ -109,4 +110,8 @@ describe('a request is booked', () => {
     })
     expect(exact.usage.requests).toBe(3)
   })
+})
+
+test.each([0, -1, 1.5, Number.NaN])('%d tokens ahead are refused', (tokensAhead) => {
+  expect(() => webgpuBackend({ tokensAhead })).toThrow(RangeError)
 })

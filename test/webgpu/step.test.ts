@@ -201,3 +201,14 @@ test('a sequence larger than a GPU binds fails with its step, and takes no room 
   await next.cache?.ready
   expect(open(2 * TOKENS).capacity).toBe(2 * TOKENS)
 })
+
+test('a sequence is no longer than the context, whatever room there is', async () => {
+  const { manifest } = await tinyPack({ layers: 2 })
+  const config = { ...manifest.config, context: TOKENS }
+  const device = await Device.open(fakeAdapter(async () => {}).adapter)
+  const pool = new CachePool(device, config, 4 * TOKENS)
+  const inputs = Array.from({ length: config.layers }, () => new Float32Array(config.experts))
+  const open = (tokens: number) => pool.open(tokens, { options: DEFAULT_EXPERTS, inputs })
+  expect(() => open(TOKENS + 1)).toThrow(expect.objectContaining({ code: 'memory_exhausted' }))
+  expect(open(TOKENS).capacity).toBe(TOKENS)
+})

@@ -35,13 +35,17 @@ const DEFAULT_CONTEXT_TOKENS = 8192
 const DEFAULT_TOKENS_AHEAD = 8
 
 /**
- * @throws SparsedgeError from the factory: `backend_unavailable` where there is no WebGPU, no adapter or no onnxruntime,
+ * @throws RangeError for `tokensAhead` below 1; SparsedgeError from the factory: `backend_unavailable` where there is no WebGPU, no adapter or no onnxruntime,
  * `memory_exhausted` where the model does not fit the GPU, as {@link loadTrunk} does; from the backend's steps `device_lost`,
  * `memory_exhausted`
  * @example
  * const engine = await createEngine({ store, model: 'smollm2', backend: webgpuBackend() })
  */
 export function webgpuBackend(options: WebgpuOptions = {}): BackendFactory {
+  const ahead = options.tokensAhead ?? DEFAULT_TOKENS_AHEAD
+  if (!Number.isInteger(ahead) || ahead < 1) {
+    throw new RangeError(`tokensAhead is ${ahead}; it must be a whole number, 1 or more`)
+  }
   return async ({ manifest, store }, signal): Promise<Backend> => {
     throwIfCancelled(signal)
     const { config } = manifest
@@ -55,8 +59,8 @@ export function webgpuBackend(options: WebgpuOptions = {}): BackendFactory {
       addModel(graph, config, weights.graph, context)
       const session = await createSession(graph.model(), device, options.onnxruntimePath)
       const experts = new Experts(manifest, store, weights)
-      const pool = new CachePool(device, config, options.contextTokens ?? DEFAULT_CONTEXT_TOKENS)
-      const ahead = options.tokensAhead ?? DEFAULT_TOKENS_AHEAD
+      const total = options.contextTokens ?? DEFAULT_CONTEXT_TOKENS
+      const pool = new CachePool(device, { ...config, context }, total)
       const results = await device.allocating(() => new Results(device, config, ahead, CHUNK))
       const decoder = await Decoder.create(device, config, weights, results, context)
       const { bindings } = weights

@@ -64,7 +64,10 @@ export class CachePool {
   /** Of closed sequences, still allocated. */
   readonly #free: Cache[] = []
 
-  /** @param total tokens of all open sequences together */
+  /**
+   * @param config whose `context` bounds each sequence: past it there are no positions to compute with
+   * @param total tokens of all open sequences together
+   */
   constructor(device: Device, config: ModelConfig, total: number) {
     this.#device = device
     this.#config = config
@@ -75,6 +78,10 @@ export class CachePool {
   open(capacity: number, terms: Terms): GpuSequence {
     this.#device.check()
     const tokens = Math.ceil(capacity / GRAIN) * GRAIN
+    if (capacity > this.#config.context) {
+      const message = `a sequence of ${capacity} tokens does not fit a context of ${this.#config.context}`
+      throw new SparsedgeError('memory_exhausted', message)
+    }
     if (capacity > this.#total) {
       const message = `a sequence of ${capacity} tokens does not fit: all sequences share ${this.#total}`
       throw new SparsedgeError('memory_exhausted', message)
