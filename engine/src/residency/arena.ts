@@ -9,7 +9,7 @@ import { DEFAULT_EXPERTS } from '../request.ts'
 import { MAX_IN_FLIGHT } from '../store/lanes.ts'
 import type { ShardStore } from '../store/store.ts'
 import { verified } from '../store/verified.ts'
-import { book, budgetSpent, patience, type Spent } from './budget.ts'
+import { book, budgetSpent, patience, type Spent, waited } from './budget.ts'
 import { type Flight, Flights, GUESS, NEEDED, type Urgency, WARM_UP } from './flights.ts'
 import { Load } from './load.ts'
 import { bundlePays, Forecast, HALF_LIFE_TOKENS } from './policy.ts'
@@ -241,7 +241,7 @@ class Arena implements ArenaResidency {
       if (tooLate) throw budgetSpent(account, 'time').at(place)
       throw cause instanceof SparsedgeError ? cause.at(place) : cause
     } finally {
-      account.usage.layerWaitMs[layer] += performance.now() - started
+      account.usage.layerWaitMs[layer] += waited(started, limit, late)
     }
   }
 

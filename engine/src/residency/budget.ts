@@ -30,6 +30,14 @@ export function patience({ options, usage }: Account): number | undefined {
     : Math.max(Math.ceil(options.maxLatencyMs - usage.waitMs), 0)
 }
 
+/**
+ * Milliseconds since `started`; all of `limit` once `late`, its timer, has fired, which it may a little early: the rest
+ * would start fetches that are given up at once.
+ */
+export function waited(started: number, limit = 0, late?: AbortSignal): number {
+  return Math.max(performance.now() - started, late?.aborted ? limit : 0)
+}
+
 /** For a request that does not go on without what it is out of. */
 export function budgetSpent({ usage }: Account, spent: Spent): SparsedgeError {
   const advice = 'try again when more experts are resident, or ask for the policy resident_first'

@@ -5,7 +5,7 @@
 import { throwIfCancelled } from '../../errors.ts'
 import type { Manifest } from '../../pack/manifest.ts'
 import { DEFAULT_EXPERTS } from '../../request.ts'
-import { book, budgetSpent, giveBack, patience, type Spent } from '../../residency/budget.ts'
+import { book, budgetSpent, giveBack, patience, type Spent, waited } from '../../residency/budget.ts'
 import { Flight, Flights, GUESS, NEEDED, type Urgency, WARM_UP } from '../../residency/flights.ts'
 import { located } from '../../residency/load.ts'
 import { bundlePays } from '../../residency/policy.ts'
@@ -169,9 +169,8 @@ export class Experts implements ResidencyControl {
       if (!late?.aborted) throw cause
       spent = 'time'
     } finally {
-      // A timer may fire a little early; the rest would start fetches that are given up at once.
-      const waited = Math.max(performance.now() - started, late?.aborted ? (limit ?? 0) : 0)
-      account.usage.layerWaitMs[Math.floor((keys[0] ?? 0) / config.experts)] += waited
+      const layer = Math.floor((keys[0] ?? 0) / config.experts)
+      account.usage.layerWaitMs[layer] += waited(started, limit, late)
     }
     if (spent && account.options.policy !== 'resident_first') {
       throw budgetSpent(account, spent).at({ model: name })
