@@ -8,7 +8,7 @@ import { abortable } from '../abortable.ts'
 import { type ErrorCode, SparsedgeError, throwIfCancelled } from '../errors.ts'
 import { wantedBytes } from './fill.ts'
 import { type ByteStream, scatter } from './scatter.ts'
-import { type Destination, IMMUTABLE, type Progress, type ShardStore, shardKey, type Tier } from './store.ts'
+import { type Destination, IMMUTABLE, type ShardStore, shardKey } from './store.ts'
 import { verify } from './verified.ts'
 
 /** What is used of the Cache API; the runtimes' own types differ in the rest. */
@@ -108,12 +108,7 @@ export function cached(
   }
 
   return {
-    async read(
-      hash: string,
-      into: readonly Destination[],
-      signal?: AbortSignal,
-      progress?: Progress,
-    ): Promise<Tier> {
+    async read(hash, into, signal, progress) {
       const host = origin()
       if (host === undefined || works === false) return await store.read(hash, into, signal, progress)
       const url = `${host}/${shardKey(hash)}`

@@ -8,7 +8,7 @@ import { SparsedgeError, throwIfCancelled } from '../errors.ts'
 import { Xoshiro128 } from '../sampling/xoshiro.ts'
 import { storeFailure, wantedBytes } from './fill.ts'
 import { MAX_IN_FLIGHT } from './lanes.ts'
-import type { Destination, Progress, ShardStore, Tier } from './store.ts'
+import type { Destination, Progress, ShardStore } from './store.ts'
 
 /** What happens to reads, each as a share of them, 0 to 1; the rest goes well. */
 export interface FaultRates {
@@ -101,12 +101,7 @@ export function faultyStore(inner: ShardStore, distance: Distance): FaultyStore 
   return {
     traffic,
 
-    async read(
-      hash: string,
-      into: readonly Destination[],
-      signal?: AbortSignal,
-      progress?: Progress,
-    ): Promise<Tier> {
+    async read(hash, into, signal, progress) {
       try {
         return await request(hash, signal, async ({ fault, part }) => {
           const bytes = wantedBytes(into)
@@ -129,7 +124,7 @@ export function faultyStore(inner: ShardStore, distance: Distance): FaultyStore 
     },
 
     /** A manifest has no hash by which a wrong one would be found out: of the faults it has the errors and the stalls. */
-    async manifest(model: string, signal?: AbortSignal): Promise<Uint8Array> {
+    async manifest(model, signal) {
       try {
         return await request(model, signal, async ({ fault }) => {
           if (fault === 'stalled') await until(Number.POSITIVE_INFINITY, signal)

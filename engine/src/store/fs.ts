@@ -6,14 +6,7 @@ import { type FileHandle, open } from 'node:fs/promises'
 import { join } from 'node:path'
 import { SparsedgeError, throwIfCancelled } from '../errors.ts'
 import { checkManifestSize, checkSize, shardMissing, storeFailure, unknownModel } from './fill.ts'
-import {
-  type Destination,
-  manifestKey,
-  type Progress,
-  type ShardStore,
-  shardKey,
-  type Tier,
-} from './store.ts'
+import { manifestKey, type Progress, type ShardStore, shardKey } from './store.ts'
 
 /**
  * Reads `shards/<hash>` and `models/<name>/manifest.json` under a directory. Names that would lead out of it do not
@@ -21,12 +14,7 @@ import {
  */
 export function fsStore(directory: string): ShardStore {
   return {
-    async read(
-      hash: string,
-      into: readonly Destination[],
-      signal?: AbortSignal,
-      progress?: Progress,
-    ): Promise<Tier> {
+    async read(hash, into, signal, progress) {
       try {
         await reading(join(directory, shardKey(hash)), shardMissing(hash, 'fs'), async (file, size) => {
           checkSize(size, into, hash, 'fs')
@@ -41,7 +29,7 @@ export function fsStore(directory: string): ShardStore {
       }
     },
 
-    async manifest(model: string, signal?: AbortSignal): Promise<Uint8Array> {
+    async manifest(model, signal) {
       try {
         throwIfCancelled(signal)
         return await reading(

@@ -5,14 +5,7 @@
 import { SparsedgeError } from '../errors.ts'
 import { shardMissing, storeFailure, unknownModel } from './fill.ts'
 import { type ByteStream, gather, scatter } from './scatter.ts'
-import {
-  type Destination,
-  manifestKey,
-  type Progress,
-  type ShardStore,
-  shardKey,
-  type Tier,
-} from './store.ts'
+import { manifestKey, type ShardStore, shardKey, type Tier } from './store.ts'
 
 /** What is used of `fetch`; the runtimes' own types differ in the rest. */
 export type HttpFetch = (url: string, init: { signal: AbortSignal | null }) => Promise<HttpResponse>
@@ -51,12 +44,7 @@ export function httpStore(
   }
 
   return {
-    async read(
-      hash: string,
-      into: readonly Destination[],
-      signal?: AbortSignal,
-      progress?: Progress,
-    ): Promise<Tier> {
+    async read(hash, into, signal, progress) {
       try {
         const { body, size } = await request(shardKey(hash), shardMissing(hash, tier), signal)
         await scatter(body, size, into, hash, tier, signal, progress)
@@ -66,7 +54,7 @@ export function httpStore(
       }
     },
 
-    async manifest(model: string, signal?: AbortSignal): Promise<Uint8Array> {
+    async manifest(model, signal) {
       try {
         const { body } = await request(manifestKey(model), unknownModel(model, tier), signal)
         return await gather(body, tier, signal)

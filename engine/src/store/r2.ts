@@ -7,14 +7,7 @@ import { abortable } from '../abortable.ts'
 import type { SparsedgeError } from '../errors.ts'
 import { shardMissing, storeFailure, unknownModel } from './fill.ts'
 import { gather, scatter } from './scatter.ts'
-import {
-  type Destination,
-  manifestKey,
-  type Progress,
-  type ShardStore,
-  shardKey,
-  type Tier,
-} from './store.ts'
+import { manifestKey, type ShardStore, shardKey } from './store.ts'
 
 /** @param bucket the binding; reads must happen within a request, as all of a Worker's I/O */
 export function r2Store(bucket: Pick<R2Bucket, 'get'>): ShardStore {
@@ -28,12 +21,7 @@ export function r2Store(bucket: Pick<R2Bucket, 'get'>): ShardStore {
   }
 
   return {
-    async read(
-      hash: string,
-      into: readonly Destination[],
-      signal?: AbortSignal,
-      progress?: Progress,
-    ): Promise<Tier> {
+    async read(hash, into, signal, progress) {
       try {
         const { body, size } = await get(shardKey(hash), shardMissing(hash, 'r2'), signal)
         await scatter(body, size, into, hash, 'r2', signal, progress)
@@ -43,7 +31,7 @@ export function r2Store(bucket: Pick<R2Bucket, 'get'>): ShardStore {
       }
     },
 
-    async manifest(model: string, signal?: AbortSignal): Promise<Uint8Array> {
+    async manifest(model, signal) {
       try {
         const { body } = await get(manifestKey(model), unknownModel(model, 'r2'), signal)
         return await gather(body, 'r2', signal)
