@@ -12,6 +12,8 @@ export class Matrix {
   planes: i32
   /** f32 [rows] */
   scales: usize
+  /** How many rows, from the first on, the second plane covers: all but in the embedding and the head. */
+  fineRows: i32
 }
 
 @unmanaged

@@ -11,7 +11,7 @@ import { clear, maxLanes, scaleRows } from './vector.ts'
 
 /**
  * A head of two planes is read whole in the first only. The second refines the tiles with a row within this many nats of
- * the best; the rows below keep the first plane's error. On the teacher of the first model (findings.md) 10 refines a
+ * the best and a second plane; the others keep the first plane's error. On the teacher of the first model (findings.md) 10 refines a
  * third of the tiles, costs 8e-4 nats of KL and never changed the best row; 8 refines a seventh and costs 3e-3.
  */
 const REFINED_RANGE: f32 = 10
@@ -31,6 +31,7 @@ function embedRow(row: i32, to: usize): void {
   const blocks = model.hidden >>> 5
   const scale = load<f32>(embed.scales + ((<usize>row) << 2))
   const planeSize = planeBytes(model.vocab, model.hidden)
+  const planes = row < embed.fineRows ? embed.planes : 1
   const lane = <usize>(row & 15)
   let tile = embed.tiles + planeBytes(row & ~15, model.hidden)
   for (let block = 0; block < blocks; block++) {
@@ -39,7 +40,7 @@ function embedRow(row: i32, to: usize): void {
       let low: f32 = 0
       let high: f32 = 0
       let factor: f32 = 1
-      for (let plane = 0; plane < embed.planes; plane++) {
+      for (let plane = 0; plane < planes; plane++) {
         const at = tile + <usize>plane * planeSize
         const codes = <i32>load<u8>(at + byte)
         const s = <i32>load<u8>(at + lane)
@@ -80,7 +81,8 @@ function refine(tiles: i32, blocks: i32): void {
     top = max(top, logit)
   }
   let second = model.head.tiles + planeBytes(model.vocab, model.hidden)
-  for (let tile = 0; tile < tiles; tile++) {
+  const fineTiles = (model.head.fineRows + 15) >>> 4
+  for (let tile = 0; tile < fineTiles; tile++) {
     if (load<f32>(best + ((<usize>tile) << 2)) >= top - REFINED_RANGE) {
       plane1(second, 1, blocks, model.records, model.logits + ((<usize>tile) << 6), FINE)
     }

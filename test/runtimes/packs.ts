@@ -14,7 +14,13 @@ import type { ProbeTask } from './probe.ts'
 
 const TINY: readonly TinyPackOptions[] = [
   { name: 'tiny-dense', gate: GATES.all },
-  { name: 'tiny-top-k', gate: GATES.softmaxTopK, sharedUnits: 32, tiedHead: false },
+  {
+    name: 'tiny-top-k',
+    gate: GATES.softmaxTopK,
+    sharedUnits: 32,
+    tiedHead: false,
+    layouts: { fineRows: 96 },
+  },
   { name: 'tiny-threshold', gate: GATES.softmaxThreshold, layouts: { attention: 'q8', experts: 'q8' } },
   { name: 'tiny-look-ahead', gate: GATES.clampedLookAhead, seed: 2 },
 ]

@@ -12,6 +12,8 @@ const VARIANTS: Record<string, TinyPackOptions> = {
   'a shared expert': { sharedUnits: 64, gate: GATES.softmaxTopK },
   'a head of its own': { tiedHead: false },
   'everything q8': { sharedUnits: 32, layouts: { attention: 'q8', experts: 'q8', embedding: 'q8' } },
+  'a second plane for some rows': { layouts: { fineRows: 96 } },
+  'the same and a head of its own': { tiedHead: false, layouts: { fineRows: 96 } },
   'everything q4': { layouts: { embedding: 'q4' } },
   'one key head for six': { heads: 6, kvHeads: 1, headDim: 80, hidden: 96 },
   'a key head for each': { heads: 2, kvHeads: 2, headDim: 96 },

@@ -16,6 +16,7 @@ const VARIANTS: Record<string, TinyPackOptions> = {
   'a shared expert': { sharedUnits: 64, gate: GATES.softmaxTopK },
   'a head of its own': { tiedHead: false },
   'everything q8': { sharedUnits: 32, layouts: { attention: 'q8', experts: 'q8' } },
+  'a second plane for some rows': { layouts: { fineRows: 96 } },
   'one key head for six': { heads: 6, kvHeads: 1, headDim: 80, hidden: 96 },
   'one layer': { layers: 1 },
   'scaled rotations': { ropeScale: 1.2 },

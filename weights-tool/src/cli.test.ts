@@ -49,6 +49,7 @@ it('has these commands and options; a change here is a change for its users', ()
         '--experts <count>',
         '--context <tokens>',
         '--embedding <layout>',
+        '--fine-rows <count>',
         '--attention <layout>',
         '--experts-layout <layout>',
         '--tokenizer <file>',

@@ -6,8 +6,8 @@ import { BLOCK, encodePlane, type Plane } from '@sparsedge/engine/pack/layout'
 import type { QuantisedMatrix } from './quantise.ts'
 
 /** All planes in tiles, plane after plane. */
-export function tileBytes({ planes, rows, cols }: QuantisedMatrix): Uint8Array<ArrayBuffer> {
-  return concatBytes(planes.map((plane) => encodePlane(plane, rows, cols)))
+export function tileBytes({ planes, rows, cols, fineRows = rows }: QuantisedMatrix): Uint8Array<ArrayBuffer> {
+  return concatBytes(planes.map((plane, p) => encodePlane(plane, p === 0 ? rows : fineRows, cols)))
 }
 
 export function stackRows(...parts: QuantisedMatrix[]): QuantisedMatrix {

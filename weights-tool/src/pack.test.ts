@@ -1,5 +1,6 @@
 import type { ModelConfig } from '@sparsedge/engine/model/config'
 import { tensorNames } from '@sparsedge/engine/model/weights'
+import { planeBytes } from '@sparsedge/engine/pack/layout'
 import { FORMAT, MAX_TRUNK_SHARD, trunkBytes } from '@sparsedge/engine/pack/manifest'
 import { packWeights } from '@sparsedge/engine/pack/weights'
 import { sha256 } from '@sparsedge/engine/store/sha256'
@@ -17,6 +18,8 @@ const KINDS: [string, TinyPackOptions][] = [
   ['a head of its own', { tiedHead: false }],
   ['8-bit experts', { layouts: { experts: 'q8' }, sharedUnits: 32 }],
   ['8-bit attention', { layouts: { attention: 'q8', embedding: 'q4' } }],
+  ['an embedding whose second plane ends early', { layouts: { fineRows: 96 } }],
+  ['the same and a head of its own', { tiedHead: false, layouts: { fineRows: 96 } }],
   ['one wide expert', { experts: 1, expertUnits: 96, gate: GATES.all }],
 ]
 
@@ -80,6 +83,32 @@ describe('the embedding', () => {
     const coarse = await tinyPack({ layouts: { embedding: 'q4' } })
     const again = await packFrom(packWeights(coarse.manifest, coarse.store))
     expect(again.trunk.tensors.find(({ name }) => name === 'embed')?.layout).toBe('q4')
+  })
+})
+
+describe('a second plane for the first rows only', () => {
+  it('holds them as 8 bits do, the others as 4 bits do, and takes as much less', async () => {
+    const [some, q8, q4] = await Promise.all(
+      [{ fineRows: 96 }, {}, { embedding: 'q4' as const }].map((layouts) => tinyPack({ layouts })),
+    )
+    const embedding = async ({ manifest, store }: typeof some) => {
+      const { data, shape } = await packWeights(manifest, store).tensor('model.embed_tokens.weight')
+      const border = 96 * shape[1]
+      return [data.subarray(0, border), data.subarray(border)]
+    }
+    const [fine, coarse] = await embedding(some)
+    expect(fine).toEqual((await embedding(q8))[0])
+    expect(coarse).toEqual((await embedding(q4))[1])
+    const { vocab, hidden } = some.manifest.config
+    const left = planeBytes(vocab, hidden) - planeBytes(96, hidden)
+    expect(trunkBytes(q8.manifest) - trunkBytes(some.manifest)).toBe(left)
+  })
+
+  it('is not stated where it covers all rows, or where there is one plane', async () => {
+    for (const layouts of [{ fineRows: 1024 }, { embedding: 'q4' as const, fineRows: 96 }]) {
+      const { manifest } = await tinyPack({ layouts })
+      expect(manifest.trunk.tensors.some((tensor) => 'fineRows' in tensor)).toBe(false)
+    }
   })
 })
 

@@ -42,6 +42,8 @@ export interface PackOptions {
   readonly layouts: {
     /** Of the embedding and the head. `auto`: `q4` where its relative error is below {@link ON_GRID}, else `q8`. */
     readonly embedding: QuantisedLayout | 'auto'
+    /** Rows of a `q8` embedding and head that get the second plane, the first ones; a multiple of 16. Absent: all. */
+    readonly fineRows?: number
     readonly attention: QuantisedLayout
     /** Of the routed experts and the shared one. */
     readonly experts: QuantisedLayout
@@ -86,7 +88,8 @@ export async function pack(
   const layers: Manifest['experts']['layers'] = []
 
   await trunk.floats('rope.inv_freq', await read.floats('rope.inv_freq'))
-  await trunk.matrix('embed', await read.matrix('model.embed_tokens.weight', layouts.embedding))
+  const { embedding, fineRows } = layouts
+  await trunk.matrix('embed', await read.matrix('model.embed_tokens.weight', embedding, fineRows))
   for (let layer = 0; layer < config.layers; layer++) {
     const from = (name: string) => layerTensor(layer, name)
     const to = (name: string) => `layers.${layer}.${name}`
@@ -120,7 +123,7 @@ export async function pack(
   }
   await trunk.floats('norm', await read.floats('model.norm.weight'))
   if (!config.tiedHead) {
-    await trunk.matrix('head', await read.matrix('lm_head.weight', layouts.embedding))
+    await trunk.matrix('head', await read.matrix('lm_head.weight', embedding, fineRows))
   }
   const image = await trunk.finish()
 
@@ -182,10 +185,15 @@ function sourceReader(source: WeightSource, onTensor: PackOptions['onTensor']) {
     return tensor.data
   }
 
-  const matrix = async (name: string, layout: QuantisedLayout | 'auto'): Promise<QuantisedMatrix> => {
+  const matrix = async (
+    name: string,
+    layout: QuantisedLayout | 'auto',
+    fineRows?: number,
+  ): Promise<QuantisedMatrix> => {
     const tensor = await source.tensor(name)
-    let quantised = quantise(name, tensor, layout === 'auto' ? 'q4' : layout)
-    if (layout === 'auto' && quantised.relativeError >= ON_GRID) quantised = quantise(name, tensor, 'q8')
+    const as = (layout: QuantisedLayout) => quantise(name, tensor, layout, fineRows)
+    let quantised = as(layout === 'auto' ? 'q4' : layout)
+    if (layout === 'auto' && quantised.relativeError >= ON_GRID) quantised = as('q8')
     // Six digits are enough to read, and no more than a repacked float16 checkpoint agrees in.
     const relativeError = Number(quantised.relativeError.toPrecision(6))
     errors.push({ name, layout: quantised.layout, relativeError })
@@ -220,17 +228,23 @@ function trunkWriter(config: ModelConfig, write: (object: PackObject) => Promise
     shards.push(await writeObject('trunk', shard.slice(0, filled), write))
     filled = 0
   }
-  const tensor = async (name: string, layout: Layout, bytes: Uint8Array): Promise<void> => {
+  const tensor = async (
+    name: string,
+    layout: Layout,
+    bytes: Uint8Array,
+    fineRows?: number,
+  ): Promise<void> => {
     const offset = shards.length * MAX_TRUNK_SHARD + filled
     const shape = shapes.get(name)
     if (!shape) throw new RangeError(`the trunk has no tensor ${name}`)
-    tensors.push({ name, layout, shape, offset })
+    tensors.push({ name, layout, shape, offset, ...(fineRows !== undefined && { fineRows }) })
     await append(bytes)
     await append(new Uint8Array(-bytes.length & (TRUNK_ALIGNMENT - 1)))
   }
   const floats = (name: string, data: Float32Array) => tensor(name, 'f32', floatBytes(data))
   /** A matrix whose row scales stand elsewhere. */
-  const tiles = (name: string, matrix: QuantisedMatrix) => tensor(name, matrix.layout, tileBytes(matrix))
+  const tiles = (name: string, matrix: QuantisedMatrix) =>
+    tensor(name, matrix.layout, tileBytes(matrix), matrix.fineRows)
 
   return {
     floats,

@@ -2,12 +2,13 @@ import { BLOCK, decodePlane, dequantise, encodePlane } from '@sparsedge/engine/p
 import fc from 'fast-check'
 import { describe, expect, it } from 'vitest'
 import { relativeError } from '../../test/fixtures/relative-error.ts'
+import { tileBytes } from './cut.ts'
 import { type QuantisedMatrix, quantise } from './quantise.ts'
 
 /** The float weights that a quantised matrix stands for, by the engine's own code. */
-function floats({ layout, planes, rowScales, rows, cols }: QuantisedMatrix): Float32Array {
-  const tiles = planes.map((plane) => encodePlane(plane, rows, cols))
-  return dequantise(layout, Buffer.concat(tiles), rowScales, rows, cols)
+function floats(matrix: QuantisedMatrix): Float32Array {
+  const { layout, rowScales, rows, cols, fineRows } = matrix
+  return dequantise(layout, tileBytes(matrix), rowScales, rows, cols, fineRows)
 }
 
 function matrix(rows: number, cols: number, value: (row: number, col: number) => number) {

@@ -23,6 +23,8 @@ export interface QuantisedMatrix {
   readonly rowScales: Float32Array
   /** One plane for `q4`, two for `q8`. */
   readonly planes: readonly Plane[]
+  /** How many rows, from the first on, the second plane has; absent: all. */
+  readonly fineRows?: number
   /** ‖dequantised - source‖ / ‖source‖; 0 for a source of zeros. */
   readonly relativeError: number
 }
@@ -46,10 +48,16 @@ const STEP_COUNTS = [15, 14, 13, 12, 11, 10, 9, 8, 16, 17, 18]
  *
  * @param name for the error message
  * @param tensor [rows, cols], cols a multiple of 32
+ * @param fineRows how many rows get the second plane of `q8`, a multiple of 16; the others are as in `q4`
  * @throws SparsedgeError `checkpoint_malformed` for a weight that is NaN or infinite, `checkpoint_unsupported` for a
  * number of columns that is no multiple of 32
  */
-export function quantise(name: string, tensor: FloatTensor, layout: QuantisedLayout): QuantisedMatrix {
+export function quantise(
+  name: string,
+  tensor: FloatTensor,
+  layout: QuantisedLayout,
+  fineRows = Number.POSITIVE_INFINITY,
+): QuantisedMatrix {
   const [rows, cols] = tensor.shape
   if (cols % BLOCK !== 0) {
     throw new SparsedgeError(
@@ -60,20 +68,21 @@ export function quantise(name: string, tensor: FloatTensor, layout: QuantisedLay
   checkFinite(name, tensor)
   const rowScales = new Float32Array(rows)
   const coarse = emptyPlane(rows, cols)
-  const fine = planes(layout) === 2 ? emptyPlane(rows, cols) : undefined
+  const fine = planes(layout) === 2 ? emptyPlane(Math.min(rows, fineRows), cols) : undefined
   const rest = new Float32Array(cols)
   let error = 0
   let norm = 0
   for (let row = 0; row < rows; row++) {
     const weights = tensor.data.subarray(row * cols, (row + 1) * cols)
+    const refined = row < fineRows ? fine : undefined
     // A first plane whose rest is stored too must not clip: the second would have to span the clipped part.
-    fitRow(weights, fine === undefined)
-    rowScales[row] = chooseRowScale(weights, fine !== undefined)
+    fitRow(weights, refined === undefined)
+    rowScales[row] = chooseRowScale(weights, refined !== undefined)
     encodeRow(weights, rowScales[row], coarse, row, rest)
-    if (fine) {
+    if (refined) {
       const residual = rest.slice()
       fitRow(residual, true)
-      encodeRow(residual, rowScales[row] * FINE_PLANE_SCALE, fine, row, rest)
+      encodeRow(residual, rowScales[row] * FINE_PLANE_SCALE, refined, row, rest)
     }
     for (let col = 0; col < cols; col++) {
       error += rest[col] * rest[col]
@@ -81,7 +90,15 @@ export function quantise(name: string, tensor: FloatTensor, layout: QuantisedLay
     }
   }
   const relativeError = norm === 0 ? 0 : Math.sqrt(error / norm)
-  return { layout, rows, cols, rowScales, planes: fine ? [coarse, fine] : [coarse], relativeError }
+  return {
+    layout,
+    rows,
+    cols,
+    rowScales,
+    planes: fine ? [coarse, fine] : [coarse],
+    ...(fine && fineRows < rows && { fineRows }),
+    relativeError,
+  }
 }
 
 /** @throws SparsedgeError `checkpoint_malformed`, naming the tensor and the place, for a value that is NaN or infinite */

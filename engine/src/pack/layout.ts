@@ -14,6 +14,7 @@
  *     w = R · s · (8q - z)          that is, R·8s · (q - z/8): a zero point in eighths of a step
  *
  * `q4` is one such plane; `q8` is two, the second worth a sixteenth: w = R · (s₀ (8q₀ - z₀) + s₁ (8q₁ - z₁) / 16).
+ * The second may end early and leave the rows after it as `q4` has them: a vocabulary lists its frequent tokens first.
  * `f32` is little-endian floats, row-major.
  */
 
@@ -29,10 +30,14 @@ const CODES = 32
 /** The second plane of `q8` counts one sixteenth. */
 export const FINE_PLANE_SCALE = 1 / 16
 
-/** Bytes of a matrix [rows, cols] in a layout, all planes. */
-export function layoutBytes(layout: Layout, rows: number, cols: number): number {
+/**
+ * Bytes of a matrix [rows, cols] in a layout, all planes.
+ *
+ * @param fineRows how many rows the second plane of `q8` covers, from the first on
+ */
+export function layoutBytes(layout: Layout, rows: number, cols: number, fineRows = rows): number {
   if (layout === 'f32') return rows * cols * 4
-  return planes(layout) * planeBytes(rows, cols)
+  return planeBytes(rows, cols) + (layout === 'q8' ? planeBytes(fineRows, cols) : 0)
 }
 
 /** Bytes of one plane of tiles of a matrix [rows, cols]. */
@@ -100,6 +105,7 @@ export function decodePlane(tiles: Uint8Array, rows: number, cols: number): Plan
  *
  * @param tiles all planes of the matrix, plane after plane
  * @param rowScales R, [rows]
+ * @param fineRows how many rows the second plane of `q8` covers
  * @returns [rows, cols]
  */
 export function dequantise(
@@ -108,14 +114,15 @@ export function dequantise(
   rowScales: Float32Array,
   rows: number,
   cols: number,
+  fineRows = rows,
 ): Float32Array {
   const out = new Float32Array(rows * cols)
   const blocks = cols / BLOCK
-  const bytes = planeBytes(rows, cols)
   for (let p = 0; p < planes(layout); p++) {
-    const plane = decodePlane(tiles.subarray(p * bytes, (p + 1) * bytes), rows, cols)
+    const rowsInPlane = p === 0 ? rows : fineRows
+    const plane = decodePlane(tiles.subarray(p * planeBytes(rows, cols)), rowsInPlane, cols)
     const weight = p === 0 ? 1 : FINE_PLANE_SCALE
-    for (let row = 0; row < rows; row++) {
+    for (let row = 0; row < rowsInPlane; row++) {
       const rowScale = rowScales[row] * weight
       for (let col = 0; col < cols; col++) {
         const block = row * blocks + (col >> 5)

@@ -47,6 +47,30 @@ describe('a configuration that no kernel can serve is refused', () => {
   }
 })
 
+describe('a second plane that ends early is refused', () => {
+  const cases: [string, string, number, RegExp][] = [
+    ['within a tile', 'embed', 24, /fineRows/],
+    ['before its first row', 'embed', 0, /fineRows/],
+    ['at its last row', 'head', Math.ceil(vocab / 16) * 16, /head cannot have a second plane/],
+    ['beyond 32 bits', 'head', 2 ** 40, /head cannot have a second plane/],
+    ['in attention', 'layers.0.attention.qkv', 16, /qkv cannot have a second plane/],
+    ['in row scales', 'head.row_scale', 16, /row_scale cannot have a second plane/],
+  ]
+  it.each(cases)('%s', (_, name, fineRows, message) => {
+    const tensors = manifest.trunk.tensors.map((tensor) =>
+      tensor.name === name ? { ...tensor, fineRows } : tensor,
+    )
+    const parse = () => parseManifest(bytesOf({ ...manifest, trunk: { ...manifest.trunk, tensors } }))
+    expect(parse).toThrow(malformed)
+    expect(parse).toThrow(message)
+  })
+
+  it('and taken in the embedding and the head', async () => {
+    const some = await tinyPack({ tiedHead: false, layouts: { fineRows: 96 } })
+    expect(parseManifest(bytesOf(some.manifest))).toEqual(some.manifest)
+  })
+})
+
 describe('sizes that cannot be are refused', () => {
   const cases: [string, (manifest: Manifest) => unknown, RegExp][] = [
     ['a tokenizer of 2^50 bytes', ({ text }) => (text.tokenizer.bytes = 2 ** 50), /text\.tokenizer\.bytes/],

@@ -7,7 +7,7 @@ import { z } from 'zod'
 import { SparsedgeError } from '../errors.ts'
 import { ModelConfig } from '../model/config.ts'
 import { HASH, MODEL_NAME } from '../store/store.ts'
-import { LAYOUTS, layoutBytes } from './layout.ts'
+import { LAYOUTS, layoutBytes, TILE_ROWS } from './layout.ts'
 import { trunkTensors } from './trunk.ts'
 
 export const FORMAT = 'sparsedge.pack'
@@ -33,6 +33,8 @@ const TrunkTensor = z.strictObject({
   /** [rows, cols], or [length] for a vector. */
   shape: z.array(z.int().positive()).min(1).max(2),
   offset: z.int().nonnegative().multipleOf(TRUNK_ALIGNMENT),
+  /** Of a `q8` embedding or head: its second plane covers this many rows, the first ones; absent: all of them. */
+  fineRows: z.int().positive().multipleOf(TILE_ROWS).optional(),
 })
 
 /** ‖dequantised - source‖ / ‖source‖ of one source tensor. */
@@ -138,6 +140,8 @@ function checkSizes(manifest: Manifest): void {
     if (!tensor) fail(`tensor ${name} is missing`)
     else if (tensor.shape.join() !== shape.join()) fail(`tensor ${name} is [${tensor.shape}], not [${shape}]`)
     else if ((tensor.layout !== 'f32') !== quantised) fail(`tensor ${name} cannot be ${tensor.layout}`)
+    else if (tensor.fineRows !== undefined && !mayEndEarly(tensor))
+      fail(`tensor ${name} cannot have a second plane of ${tensor.fineRows} rows`)
   }
   if (table.size !== expected.length) fail('the trunk lists a tensor that the model does not have')
   let end = 0
@@ -146,6 +150,11 @@ function checkSizes(manifest: Manifest): void {
     end = tensor.offset + tensorBytes(tensor)
     if (end > image) fail(`tensor ${tensor.name} ends after the trunk does`)
   }
+}
+
+/** Kernels look for a second plane that is shorter than the first only where tokens are looked up or scored. */
+function mayEndEarly({ name, layout, shape, fineRows = 0 }: TrunkTensor): boolean {
+  return (name === 'embed' || name === 'head') && layout === 'q8' && fineRows < shape[0]
 }
 
 /** Bytes of one expert's shard, by the model's shapes. */
@@ -162,6 +171,6 @@ export function trunkBytes({ trunk }: Pick<Manifest, 'trunk'>): number {
 }
 
 /** Bytes of one tensor of the trunk. */
-export function tensorBytes({ layout, shape }: Pick<TrunkTensor, 'layout' | 'shape'>): number {
-  return layoutBytes(layout, shape[0], shape[1] ?? 1)
+export function tensorBytes({ layout, shape, fineRows }: Omit<TrunkTensor, 'name' | 'offset'>): number {
+  return layoutBytes(layout, shape[0], shape[1] ?? 1, fineRows)
 }

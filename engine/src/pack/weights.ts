@@ -118,9 +118,9 @@ async function openTrunk(manifest: Manifest, store: ShardStore, signal?: AbortSi
   return {
     floats,
     matrix(name, scales = rowScale(name)) {
-      const { layout, shape, bytes } = find(name)
+      const { layout, shape, fineRows, bytes } = find(name)
       if (layout === 'f32') return littleEndianFloats(bytes)
-      return dequantise(layout, bytes, floats(scales), shape[0], shape[1])
+      return dequantise(layout, bytes, floats(scales), shape[0], shape[1], fineRows)
     },
   }
 }

@@ -21,7 +21,14 @@ import type { GpuResult } from './probe.ts'
 /** Between them they have gates of both sources and every kind, shares from a quarter to one, and every layout. */
 const PACKS: readonly TinyPackOptions[] = [
   { name: 'gpu-look-ahead', layers: 2, gate: GATES.clampedLookAhead },
-  { name: 'gpu-two-of-four', layers: 2, gate: GATES.softmaxTopK, sharedUnits: 32, tiedHead: false },
+  {
+    name: 'gpu-two-of-four',
+    layers: 2,
+    gate: GATES.softmaxTopK,
+    sharedUnits: 32,
+    tiedHead: false,
+    layouts: { fineRows: 96 },
+  },
   {
     name: 'gpu-one-of-four',
     layers: 2,

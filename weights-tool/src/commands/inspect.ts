@@ -87,7 +87,7 @@ function describeGate({ gate }: ModelConfig): string {
     kind === 'all'
       ? ''
       : `, on ${source === 'own' ? "the layer's own input" : 'the input of the layer before'}`
-  const shares = Object.keys(offsets ?? {})
+  const shares = Object.keys(offsets ?? {}).sort((a, b) => Number(a) - Number(b))
   return `${kind}, ${how}${where}${shares.length > 0 ? `; shares ${shares.join(', ')}` : ''}`
 }
 
@@ -98,7 +98,7 @@ function sizeTable(manifest: Manifest): string {
     const part = partOf(tensor)
     const entry = parts.get(part) ?? { bytes: 0, layouts: new Set() }
     entry.bytes += tensorBytes(tensor)
-    entry.layouts.add(tensor.layout)
+    entry.layouts.add(tensor.fineRows === undefined ? tensor.layout : `q8 below ${tensor.fineRows}, q4`)
     parts.set(part, entry)
   }
   const image = trunkBytes(manifest)

@@ -3,6 +3,7 @@
  * `weights-tool pack`: a checkpoint → a pack directory.
  */
 import { basename, resolve } from 'node:path'
+import { TILE_ROWS } from '@sparsedge/engine/pack/layout'
 import type { Manifest } from '@sparsedge/engine/pack/manifest'
 import { Command, InvalidArgumentError, Option } from 'commander'
 import packageJson from '../../package.json' with { type: 'json' }
@@ -19,6 +20,7 @@ interface Flags {
   readonly experts?: number
   readonly context?: number
   readonly embedding: PackOptions['layouts']['embedding']
+  readonly fineRows?: number
   readonly attention: PackOptions['layouts']['attention']
   readonly expertsLayout: PackOptions['layouts']['experts']
   readonly tokenizer?: string
@@ -40,7 +42,9 @@ Examples:
   $ weights-tool pack checkpoint --out packs/mine --embedding q8 --licence Apache-2.0
 
 Layouts: q4 is 4.5 bits a weight, q8 is 9. The embedding (and the head) decides most of the quality: by default it
-is q4 only where its error is below 1 %, that is where the checkpoint was 4-bit already.`
+is q4 only where its error is below 1 %, that is where the checkpoint was 4-bit already. In between:
+\`--fine-rows 16384\` keeps 8 bits for the first 16,384 tokens and 4 for the others. Tokenizers list their
+frequent tokens first, so that most of the quality stays.`
 
 export function packCommand(): Command {
   const layouts = ['q4', 'q8']
@@ -55,6 +59,11 @@ export function packCommand(): Command {
       new Option('--embedding <layout>', 'layout of embedding and head')
         .choices(['auto', ...layouts])
         .default('auto'),
+    )
+    .option(
+      '--fine-rows <count>',
+      'of a q8 embedding and head, the rows that have 8 bits (default: all)',
+      tiles,
     )
     .addOption(new Option('--attention <layout>', 'layout of attention').choices(layouts).default('q4'))
     .addOption(
@@ -104,7 +113,12 @@ async function packCheckpoint(
   let bytes = 0
   const options: PackOptions = {
     name,
-    layouts: { embedding: flags.embedding, attention: flags.attention, experts: flags.expertsLayout },
+    layouts: {
+      embedding: flags.embedding,
+      ...(flags.fineRows !== undefined && { fineRows: flags.fineRows }),
+      attention: flags.attention,
+      experts: flags.expertsLayout,
+    },
     text,
     provenance: {
       source: flags.source ?? provenance.source,
@@ -126,5 +140,11 @@ function positive(text: string): number {
   const value = Number(text)
   if (!Number.isInteger(value) || value < 1)
     throw new InvalidArgumentError('a positive whole number is needed')
+  return value
+}
+
+function tiles(text: string): number {
+  const value = positive(text)
+  if (value % TILE_ROWS !== 0) throw new InvalidArgumentError(`a multiple of ${TILE_ROWS} is needed`)
   return value
 }

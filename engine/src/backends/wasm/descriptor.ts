@@ -42,10 +42,11 @@ export function writeDescriptor(buffer: ArrayBuffer, manifest: Manifest, plan: P
     return tensor ? plan.trunk.offset + tensor.offset : 0
   }
   const matrix = (name: string, scales = rowScale(name)): number => {
-    const layout = tensors.get(name)?.layout ?? 'f32'
-    return struct(address(name), layout === 'f32' ? 0 : planes(layout), address(scales))
+    const { layout, fineRows, shape } = tensors.get(name) ?? { layout: 'f32', shape: [0] }
+    const fine = fineRows ?? shape[0]
+    return struct(address(name), layout === 'f32' ? 0 : planes(layout), address(scales), fine)
   }
-  const expertMatrix = (layout: QuantisedLayout): number => struct(0, planes(layout), 0)
+  const expertMatrix = (layout: QuantisedLayout, rows: number): number => struct(0, planes(layout), 0, rows)
 
   const layers: number[] = []
   for (let i = 0; i < config.layers; i++) {
@@ -71,8 +72,8 @@ export function writeDescriptor(buffer: ArrayBuffer, manifest: Manifest, plan: P
   const layerTable = struct(...layers)
   const embed = matrix('embed')
   const head = config.tiedHead ? embed : matrix('head')
-  const expertGateUp = expertMatrix(experts.layout)
-  const expertDown = expertMatrix(experts.layout)
+  const expertGateUp = expertMatrix(experts.layout, 2 * config.expertUnits)
+  const expertDown = expertMatrix(experts.layout, config.hidden)
   return struct(
     config.hidden,
     config.heads,

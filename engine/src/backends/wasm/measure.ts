@@ -2,8 +2,7 @@
  * @module
  * How fast this machine runs the kernels, before any weight is there.
  */
-import { layoutBytes } from '../../pack/layout.ts'
-import type { Manifest } from '../../pack/manifest.ts'
+import { type Manifest, tensorBytes } from '../../pack/manifest.ts'
 import { writeDescriptor } from './descriptor.ts'
 import { planMemory } from './plan.ts'
 import { selectKernels, type WasmModules } from './select.ts'
@@ -50,17 +49,14 @@ export function measureWasm(
   const matrices = trunk.tensors.filter(
     ({ layout, name }) => layout !== 'f32' && (config.tiedHead || name !== 'embed'),
   )
-  const trunkBytes = matrices.reduce(
-    (sum, { layout, shape }) => sum + layoutBytes(layout, shape[0], shape[1]),
-    0,
-  )
+  const trunkBytes = matrices.reduce((sum, tensor) => sum + tensorBytes(tensor), 0)
   return perByte * (trunkBytes + share * config.layers * config.experts * experts.bytes)
 }
 
 function attentionBytes({ trunk }: Manifest): number {
   return trunk.tensors
     .filter(({ layout, name }) => layout !== 'f32' && name.startsWith('layers.0.attention.'))
-    .reduce((sum, { layout, shape }) => sum + layoutBytes(layout, shape[0], shape[1]), 0)
+    .reduce((sum, tensor) => sum + tensorBytes(tensor), 0)
 }
 
 /** The share of experts that a model's profile, or its gate, leads to expect. */

@@ -179,7 +179,7 @@ export class GpuWeights {
     scales = rowScale(tensor),
   ): void {
     const found = this.#find(tensor)
-    const { layout, shape } = found
+    const { layout, shape, fineRows } = found
     if (layout === 'f32') throw new TypeError(`tensor ${tensor} is not quantised`)
     const { queue } = this.#device.gpu
     const tiles = bytesOf(trunk, found)
@@ -191,7 +191,7 @@ export class GpuWeights {
     queue.writeBuffer(source, 0, tiles)
     queue.writeBuffer(source, tiles.length, rowScales)
     const { rows, cols } = matrix
-    const rest = { rows, cols, of: shape[0], from, row: 0, col: 0, tiles: 0 }
+    const rest = { rows, fineRows: fineRows ?? rows, cols, of: shape[0], from, row: 0, col: 0, tiles: 0 }
     this.#unpacker.place(source, this.#placements(matrix, { ...rest, rowScales: tiles.length / 4 + from }))
     source.destroy()
   }
@@ -202,6 +202,8 @@ export class GpuWeights {
     at: {
       /** What is placed, and the rows of the matrix it is cut from, from row `from` on. */
       readonly rows: number
+      /** Of the second plane, if it ends early: scales that nobody writes are 0. */
+      readonly fineRows?: number
       readonly cols: number
       readonly of: number
       readonly from: number
@@ -218,7 +220,7 @@ export class GpuWeights {
     const skipped = (at.from / TILE_ROWS) * blocks * (TILE_BYTES / 4)
     return Array.from({ length: into.planes }, (_, plane) => ({
       into,
-      rows: at.rows,
+      rows: plane === 0 ? at.rows : (at.fineRows ?? at.rows),
       blocks,
       row: at.row,
       block: (plane * matrix.cols + at.col) / BLOCK,
