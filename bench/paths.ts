@@ -18,9 +18,9 @@ export const PACKS = join(CACHE, 'packs')
 export const STATE = join(CACHE, 'state')
 export const WORKER_CONFIG = join(BENCH, 'wrangler.toml')
 
-export const SHIPPED = 'smollm2-135m-dsmoe-50'
+export const SHIPPED = 'smollm2-135m-dsmoe'
 export const TEACHER = 'smollm2-135m-teacher'
 /** The model that ships, with experts of 8 bits: too large for an isolate. */
-export const EIGHT_BITS = 'smollm2-135m-dsmoe-50-q8'
+export const EIGHT_BITS = 'smollm2-135m-dsmoe-q8'
 /** GGUF files of the teacher for the peers, in CACHE. */
 export const GGUF = { Q4_0: 'teacher-q4_0.gguf', Q8_0: 'teacher-q8_0.gguf' } as const

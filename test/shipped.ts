@@ -13,7 +13,7 @@ import { seedLocal } from '@sparsedge/weights-tool/push/seed'
 import type { TestProject } from 'vitest/node'
 import { ROOT } from './processes.ts'
 
-export const MODEL = 'smollm2-135m-dsmoe-50'
+export const MODEL = 'smollm2-135m-dsmoe'
 
 declare module 'vitest' {
   interface ProvidedContext {

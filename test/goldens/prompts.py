@@ -1,6 +1,6 @@
 """Writes prompts.golden.json and prompts.golden.bin: what the shipped model answers to prompts.json, by PyTorch.
 
-    npm run weights-tool -- unpack models/smollm2-135m-dsmoe-50 --out <directory>
+    npm run weights-tool -- unpack models/smollm2-135m-dsmoe --out <directory>
     pip install torch==2.13.0 numpy safetensors==0.8.0 tokenizers==0.23.3
     python test/goldens/prompts.py <directory>
 

@@ -1,7 +1,7 @@
 """Writes tokenizer.json: what Hugging Face's own tokenizers (Rust, 0.23.3) make of texts that are easy to get wrong.
 
     pip install tokenizers==0.23.3
-    python test/goldens/tokenizer.py models/smollm2-135m-dsmoe-50
+    python test/goldens/tokenizer.py models/smollm2-135m-dsmoe
 
 The vocabulary is the shipped model's; every way of cutting text into words that the engine knows is run on it.
 """

@@ -1,7 +1,7 @@
 /**
  * @module
- * The reference against the independent decoder that came with the shipped model's checkpoint: logits and, which no
- * other golden has, the experts of every layer and position.
+ * The reference against PyTorch on the exact weights of the checkpoint that the shipped pack was made from: logits and,
+ * which no other golden has, the experts of every layer and position.
  */
 import type { ReferenceBackend } from '@sparsedge/engine/backends/reference/index'
 import { z } from 'zod'
@@ -14,14 +14,21 @@ const Golden = z.object({
   top: z.array(z.tuple([z.int(), z.number()])).length(20),
   /** The likeliest next token after every position. */
   likeliest: z.array(z.int()),
-  /** Bit masks of routed experts, [layers][positions]. */
-  routed: z.array(z.array(z.int().nonnegative())),
+  /** Bit masks of routed experts in hex, [layers][positions]. */
+  routed: z.array(
+    z.array(
+      z
+        .string()
+        .regex(/^[0-9a-f]+$/)
+        .transform((hex) => BigInt(`0x${hex}`)),
+    ),
+  ),
 })
 export type CheckpointGolden = z.infer<typeof Golden>
 
 export interface CheckpointResult {
-  /** Largest |logit - golden logit| among the 20. */
-  readonly difference: number
+  /** |logit - golden logit| of the 20 tokens. */
+  readonly differences: readonly { readonly token: number; readonly difference: number }[]
   readonly positions: number
   /** Positions with the same likeliest token. */
   readonly agreeing: number
@@ -35,7 +42,7 @@ export interface CheckpointResult {
   readonly largestDisputed: number
 }
 
-/** What test/goldens/checkpoint.ts wrote. */
+/** What test/goldens/checkpoint.py wrote. */
 export function checkpointGoldens(): Promise<CheckpointGolden[]> {
   return golden('checkpoint.golden.json', z.array(Golden))
 }
@@ -61,7 +68,7 @@ export function compareCheckpoint(
       let equal = true
       for (let e = 0; e < experts; e++) {
         const at = t * experts + e
-        if (weights[at] > 0 === Boolean(mask & (1 << e))) continue
+        if (weights[at] > 0 === Boolean(mask & (1n << BigInt(e)))) continue
         equal = false
         disputes++
         largestDisputed = Math.max(largestDisputed, Math.abs(scores[at]))
@@ -71,7 +78,7 @@ export function compareCheckpoint(
   }
   const sets = routed.length * ids.length
   return {
-    difference: Math.max(...top.map(([token, logit]) => Math.abs(last[token] - logit))),
+    differences: top.map(([token, logit]) => ({ token, difference: Math.abs(last[token] - logit) })),
     positions: ids.length,
     agreeing: agreeing.length,
     sets,

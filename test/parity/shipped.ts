@@ -24,7 +24,7 @@ export interface Pack {
 
 /** The pack that ships. */
 export function openShipped(): Promise<Pack> {
-  return openPack(fileURLToPath(new URL('../../models/smollm2-135m-dsmoe-50', import.meta.url)))
+  return openPack(fileURLToPath(new URL('../../models/smollm2-135m-dsmoe', import.meta.url)))
 }
 
 /** A pack directory, in memory, with every expert cut from its bundle. */

@@ -8,7 +8,7 @@ import { createTokenizer } from '@sparsedge/engine/text/tokenizer'
 import { beforeAll, describe, expect, it } from 'vitest'
 import { z } from 'zod'
 
-const MODEL = new URL('../../models/smollm2-135m-dsmoe-50/', import.meta.url)
+const MODEL = new URL('../../models/smollm2-135m-dsmoe/', import.meta.url)
 const VOCAB = 49152
 
 const ids = z.array(z.int())

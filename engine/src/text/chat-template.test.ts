@@ -164,7 +164,7 @@ describe('a template', () => {
 
 describe("the shipped model's template", () => {
   it('gives the text that the model was trained on', async () => {
-    const model = new URL('../../../models/smollm2-135m-dsmoe-50/', import.meta.url)
+    const model = new URL('../../../models/smollm2-135m-dsmoe/', import.meta.url)
     const manifest = JSON.parse(await readFile(new URL('manifest.json', model), 'utf8'))
     const source = await readFile(new URL(`shards/${manifest.text.chatTemplate.hash}`, model), 'utf8')
     expect(text(template(source), user('What is gravity?'))).toBe(

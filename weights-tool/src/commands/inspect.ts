@@ -14,7 +14,7 @@ Shows the model's shape and gate, what takes how many bytes, how far the 4-bit w
 where the pack knows them, its measured quality and how often each layer's experts are routed.
 
 Example:
-  $ weights-tool inspect models/smollm2-135m-dsmoe-50`
+  $ weights-tool inspect models/smollm2-135m-dsmoe`
 
 export function inspectCommand(): Command {
   return new Command('inspect')

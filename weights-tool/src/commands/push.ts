@@ -24,8 +24,8 @@ Targets:
                       AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION
 
 Examples:
-  $ weights-tool push models/smollm2-135m-dsmoe-50 --to local
-  $ weights-tool push models/smollm2-135m-dsmoe-50 --to s3://sparsedge-shards \\
+  $ weights-tool push models/smollm2-135m-dsmoe --to local
+  $ weights-tool push models/smollm2-135m-dsmoe --to s3://sparsedge-shards \\
       --endpoint https://<account>.r2.cloudflarestorage.com`
 
 interface PushFlags {

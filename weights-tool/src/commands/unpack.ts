@@ -14,7 +14,7 @@ Gives config.json, model.safetensors, tokenizer.json and the chat template in th
 takes it again. The weights are those that the pack serves, that is, rounded to its 4 or 8 bits.
 
 Examples:
-  $ weights-tool unpack models/smollm2-135m-dsmoe-50 --out checkpoint
+  $ weights-tool unpack models/smollm2-135m-dsmoe --out checkpoint
   $ weights-tool unpack packs/mine --out checkpoint --dtype F16`
 
 export function unpackCommand(): Command {

@@ -14,7 +14,7 @@ Reads every trunk shard, bundle and text file, and hashes each expert inside its
 exit code is 1 if there is one.
 
 Example:
-  $ weights-tool verify models/smollm2-135m-dsmoe-50`
+  $ weights-tool verify models/smollm2-135m-dsmoe`
 
 export function verifyCommand(): Command {
   return new Command('verify')
