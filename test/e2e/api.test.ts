@@ -19,6 +19,7 @@ const Held = z.object({
 const Layered = z.object({
   usage: z.object({
     experts: z.object({
+      active_share: z.number(),
       fidelity: z.number(),
       hits: z.int(),
       layers: z.array(z.object({ hits: z.int() })).length(30),
@@ -125,11 +126,11 @@ describe.each([
 
   test('what is in memory can be seen; what the first answers did not need has come behind them', async () => {
     const held = async () => (await fetch(`${server.url}/v1/experts`)).json()
-    await expect.poll(held).toMatchObject({ model: MODEL, state: 'ready', capacity: 720, resident: 720 })
+    await expect.poll(held).toMatchObject({ model: MODEL, state: 'ready', capacity: 1200, resident: 1200 })
     const { layers } = Held.parse(await held())
     expect(layers).toHaveLength(30)
     for (const { resident, frequency } of layers) {
-      expect(resident).toEqual(Array(24).fill(1))
+      expect(resident).toEqual(Array(40).fill(1))
       expect(Math.max(...frequency)).toBeGreaterThan(0.5)
     }
   })
@@ -147,6 +148,13 @@ describe.each([
     // All are resident, so there was nothing to make do without.
     expect(usage.experts.fidelity).toBe(1)
     expect(usage.experts.layers.reduce((sum, { hits }) => sum + hits, 0)).toBe(usage.experts.hits)
+    const active = async (share: number) => {
+      const answer = await ask({ share, report: 'layers' })
+      return Layered.parse(await answer.json()).usage.experts.active_share
+    }
+    const [least, most] = [await active(0.35), await active(1)]
+    expect(least).toBeLessThan(0.5)
+    expect(most).toBe(1)
     const refused = await ask({ share: 0.123 })
     expect(refused.status).toBe(400)
     expect(await refused.json()).toMatchObject({

@@ -61,8 +61,8 @@ test('a message gets an answer that streams in, with what it cost', async () => 
   expect(whole).toContain('Paris')
   expect(await answer.locator('.cost').textContent()).toMatch(/experts: \d+ % active/)
   await page.getByText('Experts in memory').click()
-  await page.getByText(/^\d{3} of 720 experts, room for 720/).waitFor()
-  const painted = `document.querySelector('canvas').getContext('2d').getImageData(0, 0, 30, 24).data.some((v) => v > 0)`
+  await page.getByText(/^\d{3,4} of 1200 experts, room for 1200/).waitFor()
+  const painted = `document.querySelector('canvas').getContext('2d').getImageData(0, 0, 30, 40).data.some((v) => v > 0)`
   expect(await page.evaluate(painted)).toBe(true)
   expect(problems).toEqual([])
 
@@ -87,6 +87,20 @@ test('a health check that fails is told; the page works on as soon as the server
   await ask(page)
   await page.locator('article.assistant .cost').waitFor()
   expect(await model.textContent()).toBe(MODEL)
+  await page.close()
+})
+
+test('a share of the experts can be asked for; one that the model does not serve is refused with those that it does', async () => {
+  const page = await browser.newPage()
+  await page.goto(server.url)
+  const answer = page.locator('article.assistant')
+  await page.getByLabel('Max tokens').fill('8')
+  await page.getByLabel('Share of experts').fill('1')
+  await ask(page)
+  expect(await answer.locator('.cost').textContent()).toContain('experts: 100 % active')
+  await page.getByLabel('Share of experts').fill('0.4')
+  await ask(page)
+  expect(await answer.nth(1).locator('.error').textContent()).toContain('0.35, 0.5, 0.7, 1')
   await page.close()
 })
 
