@@ -1,6 +1,7 @@
 /**
  * The head of two planes: every row is scored with the first, only those near the best with both. A tiny model whose
- * last norm is four times as loud as usual has rows on either side of that line.
+ * last norm is four times as loud as usual has rows on either side of that line. And the second plane that ends early,
+ * in the head and where tokens are looked up.
  */
 
 import { wasmBackend } from '@sparsedge/engine/backends/wasm/index'
@@ -8,10 +9,10 @@ import type { WeightSource } from '@sparsedge/engine/model/weights'
 import { referenceBackend } from '@sparsedge/engine/reference'
 import { memoryStore } from '@sparsedge/engine/store/memory'
 import { pack } from '@sparsedge/weights-tool/pack'
-import { expect, it } from 'vitest'
-import { tinySource } from '../fixtures/tiny.ts'
-import { tinyTokenizer } from '../fixtures/tiny-tokenizer.ts'
-import { logitsOf, MODULES, tinyTokens } from './wasm.ts'
+import { describe, expect, it } from 'vitest'
+import { tinyPack, tinySource } from '../fixtures/tiny.ts'
+import { TINY_VOCAB, tinyTokenizer } from '../fixtures/tiny-tokenizer.ts'
+import { logitsOf, MODULES, tinyBackend, tinyTokens } from './wasm.ts'
 
 const LOUDNESS = 4
 
@@ -75,4 +76,48 @@ it('scores the rows near the best with both planes, and the others with the firs
 it('scores all rows alike where the head has one plane', async () => {
   const one = await errors('q4')
   expect(one.far).toBeLessThan(1.5 * one.near)
+})
+
+const FINE_ROWS = 96
+
+describe.each([
+  ['the embedding', true],
+  ['its own', false],
+])('a second plane that ends early, the head being %s', (_, tiedHead) => {
+  it.each(Object.entries(MODULES))('adds to its rows and to no others, %s', async (_, modules) => {
+    const backendOf = async (layouts: { embedding?: 'q4'; fineRows?: number }) =>
+      tinyBackend(await tinyPack({ tiedHead, layouts }), { modules })
+    const some = await backendOf({ fineRows: FINE_ROWS })
+    const q8 = await backendOf({})
+    const q4 = await backendOf({ embedding: 'q4' })
+    // A prompt from one side of the border is looked up alike in both packs, and rows of that side are scored alike.
+    const fine = Int32Array.from({ length: FINE_ROWS }, (_, token) => token)
+    const coarse = Int32Array.from({ length: TINY_VOCAB - FINE_ROWS }, (_, i) => FINE_ROWS + i)
+    const below = async (backend: typeof some) => (await logitsOf(backend, fine)).subarray(0, FINE_ROWS)
+    const beyond = async (backend: typeof some) => (await logitsOf(backend, coarse)).subarray(FINE_ROWS)
+    expect(await below(some)).toEqual(await below(q8))
+    expect(await below(some)).not.toEqual(await below(q4))
+    expect(await beyond(some)).toEqual(await beyond(q4))
+    expect(await beyond(some)).not.toEqual(await beyond(q8))
+  })
+
+  it('leaves the likeliest token right on either side of the border', async () => {
+    const pack = await tinyPack({ tiedHead, layouts: { fineRows: FINE_ROWS } })
+    const [reference, wasm] = [await referenceBackend()(pack), await tinyBackend(pack)]
+    const tokens = tinyTokens(120)
+    const [expected, actual] = [reference.open(tokens.length), wasm.open(tokens.length)]
+    const winners = { below: 0, beyond: 0 }
+    for (let i = 0; i < tokens.length; i++) {
+      const token = tokens.subarray(i, i + 1)
+      const logits = await reference.step(expected, token)
+      const [best, second] = Array.from(logits.keys()).sort((a, b) => logits[b] - logits[a])
+      const found = await wasm.step(actual, token)
+      // Int8 activations may swap near ties.
+      if (logits[best] - logits[second] < 0.25) continue
+      expect(found.indexOf(Math.max(...found))).toBe(best)
+      winners[best < FINE_ROWS ? 'below' : 'beyond']++
+    }
+    expect(winners.below).toBeGreaterThan(20)
+    expect(winners.beyond).toBeGreaterThan(20)
+  })
 })

@@ -117,6 +117,24 @@ describe('a checkpoint', () => {
     })
   })
 
+  it('keeps a second plane for the first rows, when told to, through unpacking and packing again', async () => {
+    expect(await run('pack', checkpoint, '--out', at('some'), '--fine-rows', '96')).toMatchObject({ code: 0 })
+    expect((await run('inspect', at('some'))).stdout).toContain('q8 below 96, q4')
+    expect(await run('verify', at('some'))).toMatchObject({ code: 0 })
+    expect(await run('unpack', at('some'), '--out', at('some-unpacked'))).toMatchObject({ code: 0 })
+    const pack = (out: string) => run('pack', at('some-unpacked'), '--out', at(out), '--fine-rows', '96')
+    expect(await pack('some-again')).toMatchObject({ code: 0 })
+    const [before, after] = [
+      await readFile(at('some', 'manifest.json')),
+      await readFile(at('some-again', 'manifest.json')),
+    ]
+    expect(parseManifest(after).trunk.tensors).toEqual(parseManifest(before).trunk.tensors)
+    expect(await run('pack', checkpoint, '--out', at('none'), '--fine-rows', '24')).toMatchObject({
+      code: 1,
+      stderr: expect.stringContaining('a multiple of 16 is needed'),
+    })
+  })
+
   it('gives the same manifest every time, and replaces a pack only when told to', async () => {
     await run('pack', checkpoint, '--out', at('one'), '--name', 'same')
     await run('pack', checkpoint, '--out', at('two'), '--name', 'same')

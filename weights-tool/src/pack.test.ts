@@ -1,13 +1,13 @@
 import type { ModelConfig } from '@sparsedge/engine/model/config'
 import { tensorNames } from '@sparsedge/engine/model/weights'
 import { planeBytes } from '@sparsedge/engine/pack/layout'
-import { FORMAT, MAX_TRUNK_SHARD, trunkBytes } from '@sparsedge/engine/pack/manifest'
+import { FORMAT, MAX_TRUNK_SHARD, type Manifest, trunkBytes } from '@sparsedge/engine/pack/manifest'
 import { packWeights } from '@sparsedge/engine/pack/weights'
 import { sha256 } from '@sparsedge/engine/store/sha256'
 import { shardKey } from '@sparsedge/engine/store/store'
 import { describe, expect, it } from 'vitest'
 import { relativeError } from '../../test/fixtures/relative-error.ts'
-import { GATES, type TinyPackOptions, tinyPack, tinySource } from '../../test/fixtures/tiny.ts'
+import { GATES, packOf, type TinyPackOptions, tinyPack, tinySource } from '../../test/fixtures/tiny.ts'
 import { TINY_VOCAB, tinyTokenizer } from '../../test/fixtures/tiny-tokenizer.ts'
 import { manifestBytes, type PackObject, type PackOptions, pack } from './pack.ts'
 
@@ -109,6 +109,18 @@ describe('a second plane for the first rows only', () => {
       const { manifest } = await tinyPack({ layouts })
       expect(manifest.trunk.tensors.some((tensor) => 'fineRows' in tensor)).toBe(false)
     }
+  })
+
+  it('is what `auto` gives where its source was not 4-bit', async () => {
+    const auto = { embedding: 'auto' as const, fineRows: 96 }
+    const embedOf = (manifest: Manifest) => manifest.trunk.tensors.find(({ name }) => name === 'embed')
+    const some = await tinyPack({ layouts: auto })
+    expect(embedOf(some.manifest)).toMatchObject({ layout: 'q8', fineRows: 96 })
+    const again = await packOf(packWeights(some.manifest, some.store), { layouts: auto })
+    expect(embedOf(again.manifest)).toEqual(embedOf(some.manifest))
+    const coarse = await tinyPack({ layouts: { embedding: 'q4' } })
+    const { manifest } = await packOf(packWeights(coarse.manifest, coarse.store), { layouts: auto })
+    expect(embedOf(manifest)).toEqual(embedOf(coarse.manifest))
   })
 })
 

@@ -20,7 +20,7 @@ import type { GpuResult } from './probe.ts'
 
 /** Between them they have gates of both sources and every kind, shares from a quarter to one, and every layout. */
 const PACKS: readonly TinyPackOptions[] = [
-  { name: 'gpu-look-ahead', layers: 2, gate: GATES.clampedLookAhead },
+  { name: 'gpu-look-ahead', layers: 2, gate: GATES.clampedLookAhead, layouts: { fineRows: 96 } },
   {
     name: 'gpu-two-of-four',
     layers: 2,
