@@ -18,6 +18,9 @@ import { RECORD, SCALE, SUM } from './record.ts'
 
 const TILE: usize = 288
 const CODES: usize = 32
+/** Streams that one token's weights are read in (see plane1As), and the tiles below which one is not worth starting. */
+const STREAMS: i32 = 4
+const LONG_STREAM: i32 = 64
 /** Bytes of a record's codes that one step of 8 columns takes. */
 const STEP: usize = ASC_FEATURE_RELAXED_SIMD ? 8 : 16
 
@@ -114,76 +117,106 @@ export function plane1(
   else plane1As<i16>(tiles, rowTiles, blocks, records, out, factor)
 }
 
-/** T is the lane in which the relaxed module sums: i16 (pairs) or i32 (quads). */
+/**
+ * T is the lane in which the relaxed module sums: i16 (pairs) or i32 (quads).
+ *
+ * The row tiles are read as several streams side by side, a block of each in turn: a machine fetches only so many bytes
+ * ahead in one stream, and from a memory that answers late one stream is slower than the arithmetic.
+ */
 @inline
 function plane1As<T>(tile: usize, rowTiles: i32, blocks: i32, records: usize, out: usize, factor: f32): void {
+  const each = rowTiles / STREAMS
+  const done = each * blocks < LONG_STREAM ? 0 : each * STREAMS
+  if (done > 0) streams1<T>(tile, STREAMS, each, blocks, records, out, factor)
+  if (done === rowTiles) return
+  tile += <usize>(done * blocks) * TILE
+  out += (<usize>done) << 6
+  streams1<T>(tile, 1, rowTiles - done, blocks, records, out, factor)
+}
+
+/** `streams` runs of `each` row tiles. */
+@inline
+function streams1<T>(
+  tiles: usize,
+  streams: i32,
+  each: i32,
+  blocks: i32,
+  records: usize,
+  outs: usize,
+  factor: f32,
+): void {
   const m0 = mask0()
   const m1 = mask1()
   const m2 = mask2()
+  const tileStride = <usize>(each * blocks) * TILE
+  const outStride = (<usize>each) << 6
   do {
-    let y0 = v128.load(out)
-    let y1 = v128.load(out, 16)
-    let y2 = v128.load(out, 32)
-    let y3 = v128.load(out, 48)
     let record = records
     let block = blocks
     do {
-      let i0 = i32x4.splat(0)
-      let i1 = i0
-      let i2 = i0
-      let i3 = i0
-      let weights = tile + CODES
-      let codes = record
-      let step = 4
+      let tile = tiles
+      let out = outs
+      let stream = streams
       do {
-        let x = v128.load32_splat(codes)
-        const w0 = v128.load(weights)
-        i0 = dot<T>(i0, v128.and(w0, m0), x)
-        const w1 = v128.load(weights, 16)
-        i1 = dot<T>(i1, v128.and(w1, m0), x)
-        const w2 = v128.load(weights, 32)
-        i2 = dot<T>(i2, v128.and(w2, m0), x)
-        const w3 = v128.load(weights, 48)
-        i3 = dot<T>(i3, v128.and(w3, m0), x)
-        x = v128.load32_splat(codes, 4)
-        i0 = dot<T>(i0, part1(w0, m0, m1), x)
-        i1 = dot<T>(i1, part1(w1, m0, m1), x)
-        i2 = dot<T>(i2, part1(w2, m0, m1), x)
-        i3 = dot<T>(i3, part1(w3, m0, m1), x)
-        if (!ASC_FEATURE_RELAXED_SIMD) {
-          x = v128.load32_splat(codes, 8)
-          i0 = dot<T>(i0, v128.and(w0, m2), x)
-          i1 = dot<T>(i1, v128.and(w1, m2), x)
-          i2 = dot<T>(i2, v128.and(w2, m2), x)
-          i3 = dot<T>(i3, v128.and(w3, m2), x)
-          x = v128.load32_splat(codes, 12)
-          i0 = dot<T>(i0, i16x8.shr_u(w0, 12), x)
-          i1 = dot<T>(i1, i16x8.shr_u(w1, 12), x)
-          i2 = dot<T>(i2, i16x8.shr_u(w2, 12), x)
-          i3 = dot<T>(i3, i16x8.shr_u(w3, 12), x)
-        }
-        weights += 64
-        codes += STEP
-      } while (--step)
-      const scale = f32x4.splat(load<f32>(record, SCALE) * factor)
-      const codeSum = v128.load32_splat(record, SUM)
-      let s = v128.load8x8_u(tile)
-      let sz = i16x8.mul(s, v128.load8x8_u(tile, 16))
-      y0 = settle<T>(y0, i0, factors<T>(s, false), products(sz, false), codeSum, scale)
-      y1 = settle<T>(y1, i1, factors<T>(s, true), products(sz, true), codeSum, scale)
-      s = v128.load8x8_u(tile, 8)
-      sz = i16x8.mul(s, v128.load8x8_u(tile, 24))
-      y2 = settle<T>(y2, i2, factors<T>(s, false), products(sz, false), codeSum, scale)
-      y3 = settle<T>(y3, i3, factors<T>(s, true), products(sz, true), codeSum, scale)
-      tile += TILE
+        let i0 = i32x4.splat(0)
+        let i1 = i0
+        let i2 = i0
+        let i3 = i0
+        let weights = tile + CODES
+        let codes = record
+        let step = 4
+        do {
+          let x = v128.load32_splat(codes)
+          const w0 = v128.load(weights)
+          i0 = dot<T>(i0, v128.and(w0, m0), x)
+          const w1 = v128.load(weights, 16)
+          i1 = dot<T>(i1, v128.and(w1, m0), x)
+          const w2 = v128.load(weights, 32)
+          i2 = dot<T>(i2, v128.and(w2, m0), x)
+          const w3 = v128.load(weights, 48)
+          i3 = dot<T>(i3, v128.and(w3, m0), x)
+          x = v128.load32_splat(codes, 4)
+          i0 = dot<T>(i0, part1(w0, m0, m1), x)
+          i1 = dot<T>(i1, part1(w1, m0, m1), x)
+          i2 = dot<T>(i2, part1(w2, m0, m1), x)
+          i3 = dot<T>(i3, part1(w3, m0, m1), x)
+          if (!ASC_FEATURE_RELAXED_SIMD) {
+            x = v128.load32_splat(codes, 8)
+            i0 = dot<T>(i0, v128.and(w0, m2), x)
+            i1 = dot<T>(i1, v128.and(w1, m2), x)
+            i2 = dot<T>(i2, v128.and(w2, m2), x)
+            i3 = dot<T>(i3, v128.and(w3, m2), x)
+            x = v128.load32_splat(codes, 12)
+            i0 = dot<T>(i0, i16x8.shr_u(w0, 12), x)
+            i1 = dot<T>(i1, i16x8.shr_u(w1, 12), x)
+            i2 = dot<T>(i2, i16x8.shr_u(w2, 12), x)
+            i3 = dot<T>(i3, i16x8.shr_u(w3, 12), x)
+          }
+          weights += 64
+          codes += STEP
+        } while (--step)
+        const scale = f32x4.splat(load<f32>(record, SCALE) * factor)
+        const codeSum = v128.load32_splat(record, SUM)
+        let s = v128.load8x8_u(tile)
+        let sz = i16x8.mul(s, v128.load8x8_u(tile, 16))
+        const y0 = v128.load(out)
+        v128.store(out, settle<T>(y0, i0, factors<T>(s, false), products(sz, false), codeSum, scale))
+        const y1 = v128.load(out, 16)
+        v128.store(out, settle<T>(y1, i1, factors<T>(s, true), products(sz, true), codeSum, scale), 16)
+        s = v128.load8x8_u(tile, 8)
+        sz = i16x8.mul(s, v128.load8x8_u(tile, 24))
+        const y2 = v128.load(out, 32)
+        v128.store(out, settle<T>(y2, i2, factors<T>(s, false), products(sz, false), codeSum, scale), 32)
+        const y3 = v128.load(out, 48)
+        v128.store(out, settle<T>(y3, i3, factors<T>(s, true), products(sz, true), codeSum, scale), 48)
+        tile += tileStride
+        out += outStride
+      } while (--stream)
+      tiles += TILE
       record += RECORD
     } while (--block)
-    v128.store(out, y0)
-    v128.store(out, y1, 16)
-    v128.store(out, y2, 32)
-    v128.store(out, y3, 48)
-    out += 64
-  } while (--rowTiles)
+    outs += 64
+  } while (--each)
 }
 
 /** Eight rows of four tokens at a time: 8 integer sums, two vectors of weights and one of codes fit 16 registers. */
