@@ -163,7 +163,8 @@ def test_two_processes_do_what_one_does(kind, fsdp, runs, runs_of_two):
     assert_curves_agree(kind, [line["loss"] for line in two], [line["loss"] for line in one])
     for a, b in zip(one, two, strict=True):
         for name in (name for name in a if name.startswith("share_")):
-            assert b[name] == pytest.approx(a[name], abs=0.01)
+            # A few of a step's 256 choices at a share can flip where sums come in another order.
+            assert b[name] == pytest.approx(a[name], abs=0.02)
     whole, split = (load_file(run / "checkpoint" / "model.safetensors") for run in (runs[kind], runs_of_two[kind, fsdp]))
     for name, tensor in whole.items():
         # Rounded to 4 bits at the end, a last bit of difference can be a whole step.
