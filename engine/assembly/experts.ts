@@ -5,7 +5,8 @@
  */
 import { gatesOf, routedOf } from './gate.ts'
 import { layerAt, Matrix, model } from './model.ts'
-import { multiply, multiply4, planeBytes } from './multiply.ts'
+import { multiply, planeBytes } from './multiply.ts'
+import { multiply4 } from './multiply4.ts'
 import { quantise, recordBytes } from './record.ts'
 import { addScaledRows, clear, exp4 } from './vector.ts'
 

@@ -3,7 +3,8 @@
  * A trunk matrix applied to all tokens of a chunk.
  */
 import { Matrix } from './model.ts'
-import { multiply, multiply4 } from './multiply.ts'
+import { multiply } from './multiply.ts'
+import { multiply4 } from './multiply4.ts'
 import { recordBytes } from './record.ts'
 import { clear } from './vector.ts'
 

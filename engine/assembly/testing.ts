@@ -3,7 +3,8 @@
  * Entry point of the kernels' unit tests (src/backends/wasm/kernels.test.ts): what index.ts keeps to itself.
  */
 import { probe, useQuads } from './dot.ts'
-import { multiply, multiply4 } from './multiply.ts'
+import { multiply } from './multiply.ts'
+import { multiply4 } from './multiply4.ts'
 import { normalise, quantise, RECORD } from './record.ts'
 import { exp4 } from './vector.ts'
 

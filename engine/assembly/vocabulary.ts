@@ -10,9 +10,10 @@ import { writeAngles } from './rope.ts'
 import { clear, maxLanes, scaleRows } from './vector.ts'
 
 /**
- * A head of two planes is read whole in the first only. The second refines the tiles with a row within this many nats of
- * the best and a second plane; the others keep the first plane's error. On the teacher of the first model (findings.md) 10 refines a
- * third of the tiles, costs 8e-4 nats of KL and never changed the best row; 8 refines a seventh and costs 3e-3.
+ * A head of two planes is read whole in the first only. The second, where there is one, refines the tiles with a row
+ * within this many nats of the best; the others keep the first plane's error. On the teacher of the first model
+ * (findings.md) 10 refines a third of the tiles, costs 8e-4 nats of KL and never changed the best row; 8 refines a
+ * seventh and costs 3e-3.
  */
 const REFINED_RANGE: f32 = 10
 
