@@ -123,11 +123,19 @@ describe('quantise', () => {
 })
 
 describe('multiply', () => {
-  const shapes = fc.record({
+  const layout = fc.constantFrom<QuantisedLayout>('q4', 'q8')
+  const small = fc.record({
     seed: seeds,
     rowTiles: fc.integer({ min: 1, max: 5 }),
     blocks: fc.integer({ min: 1, max: 24 }),
-    layout: fc.constantFrom<QuantisedLayout>('q4', 'q8'),
+    layout,
+  })
+  /** Long enough that one token's weights are read in several streams, with and without row tiles left over. */
+  const long = fc.record({
+    seed: seeds,
+    rowTiles: fc.integer({ min: 8, max: 11 }),
+    blocks: fc.integer({ min: 32, max: 36 }),
+    layout,
   })
 
   /** A random matrix, in memory and dequantised, and activations of four tokens. */
@@ -185,7 +193,10 @@ describe('multiply', () => {
     return floats.slice(OUTPUT / 4, OUTPUT / 4 + 4 * s.rows)
   }
 
-  it('adds the product to what is there, as float64 has it', () => {
+  it.each([
+    ['small', small, 60],
+    ['long', long, 12],
+  ])('adds the product of a %s matrix to what is there, as float64 has it', (_, shapes, numRuns) => {
     fc.assert(
       fc.property(shapes, (shape) => {
         const s = scene(shape)
@@ -196,23 +207,29 @@ describe('multiply', () => {
           for (let i = 0; i < y.length; i++) expect(Math.abs(y[i] - expected[i])).toBeLessThan(size * 2e-6)
         }
       }),
-      { numRuns: 60 },
+      { numRuns },
     )
   })
 
-  it('gives the same bits in every build, one token at a time or four', () => {
-    fc.assert(
-      fc.property(shapes, (shape) => {
-        const s = scene(shape)
-        const expected = compute(builds[0], s, false)
-        for (const build of builds) {
-          expect(compute(build, s, false)).toEqual(expected)
-          expect(compute(build, s, true)).toEqual(expected)
-        }
-      }),
-      { numRuns: 60 },
-    )
-  })
+  it.each([
+    ['small', small, 60],
+    ['long', long, 12],
+  ])(
+    'gives the same bits for a %s matrix in every build, one token at a time or four',
+    (_, shapes, numRuns) => {
+      fc.assert(
+        fc.property(shapes, (shape) => {
+          const s = scene(shape)
+          const expected = compute(builds[0], s, false)
+          for (const build of builds) {
+            expect(compute(build, s, false)).toEqual(expected)
+            expect(compute(build, s, true)).toEqual(expected)
+          }
+        }),
+        { numRuns },
+      )
+    },
+  )
 })
 
 describe('exp4', () => {
