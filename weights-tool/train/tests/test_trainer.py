@@ -35,8 +35,13 @@ def test_losses_are_those_they_were(kind, runs):
         assert_curves_agree(kind, curve, goldens[kind])
 
 
+def settled_lines(kind: str, lines: int) -> int:
+    """How many of a log's lines come before its run rounds weights: quantise_from = 0.75 of 12 steps."""
+    return lines - 3 if kind == "upcycle" else lines
+
+
 def assert_curves_agree(kind: str, curve: list[float], expected: list[float]) -> None:
-    settled = len(expected) - 3 if kind == "upcycle" else len(expected)  # quantise_from = 0.75 of 12 steps
+    settled = settled_lines(kind, len(expected))
     assert len(curve) == len(expected)
     assert curve[:settled] == pytest.approx(expected[:settled], rel=SETTLED)
     assert curve[settled:] == pytest.approx(expected[settled:], rel=ROUNDED)
@@ -161,10 +166,11 @@ def test_two_processes_do_what_one_does(kind, fsdp, runs, runs_of_two):
     """At the same global batch."""
     one, two = log_lines(runs[kind]), log_lines(runs_of_two[kind, fsdp])
     assert_curves_agree(kind, [line["loss"] for line in two], [line["loss"] for line in one])
-    for a, b in zip(one, two, strict=True):
+    for line, (a, b) in enumerate(zip(one, two, strict=True)):
+        # On the grid a last bit can be a whole step, and three of the 256 choices at a share then flip.
+        limit = 0.01 if line < settled_lines(kind, len(one)) else 0.02
         for name in (name for name in a if name.startswith("share_")):
-            # A few of a step's 256 choices at a share can flip where sums come in another order.
-            assert b[name] == pytest.approx(a[name], abs=0.02)
+            assert b[name] == pytest.approx(a[name], abs=limit)
     whole, split = (load_file(run / "checkpoint" / "model.safetensors") for run in (runs[kind], runs_of_two[kind, fsdp]))
     for name, tensor in whole.items():
         # Rounded to 4 bits at the end, a last bit of difference can be a whole step.
