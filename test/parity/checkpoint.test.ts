@@ -1,6 +1,8 @@
 /**
  * @module
- * The shipped pack against what PyTorch found on the weights that it was made from. Packing moves them a little, the rows of the embedding that have 4 bits more, and so the bounds are wider than those of `node test/parity/checkpoint.ts <checkpoint>` (0.01, |z| < 1e-3).
+ * The shipped pack against what PyTorch found on the weights that it was made from. Packing moves them a little, and the
+ * embedding's rows of 4 bits more than that, so the bounds are wider than those of
+ * `node test/parity/checkpoint.ts <checkpoint>` (0.01, |z| < 1e-3).
  */
 import { referenceOf } from '@sparsedge/engine/backends/reference/index'
 import { packWeights } from '@sparsedge/engine/pack/weights'
