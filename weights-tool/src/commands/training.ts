@@ -22,13 +22,14 @@ export function trainingCommands(): Command[] {
   return [
     training(
       'train',
-      'train a model from scratch',
+      'train a model from scratch, or a checkpoint further',
       `
 A run that stopped goes on with the same command; its last step and the next are bit for bit those of an unbroken run.
 The run's directory ends up with settings.txt, log.jsonl, plots/ and checkpoint/, which \`pack\` takes.
 
 Examples:
   $ weights-tool train weights-tool/train/configs/scratch.toml --gpus 8
+  $ weights-tool train weights-tool/train/configs/further.toml --set student=checkpoint
   $ weights-tool train mine.toml --set run.directory=runs/try-2 --set stages.end_to_end.lr=1e-4`,
       { gpus: true },
     ),

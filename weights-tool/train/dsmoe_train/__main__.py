@@ -10,7 +10,7 @@ from pathlib import Path
 from .config import ConfigError, Evaluate, Generate, Prepare, TrainConfig, load_config
 
 COMMANDS = {
-    "train": "train a model from scratch",
+    "train": "train a model from scratch, or a checkpoint further",
     "upcycle": "make a DS-MoE student of a dense checkpoint, and distil",
     "data": "turn text and chats into token shards",
     "generate": "let a checkpoint write text to train on",
@@ -47,7 +47,7 @@ def _run(command: str, settings: Path, overrides: list[str]) -> None:
     if command in ("train", "upcycle"):
         config = load_config(TrainConfig, settings, overrides)
         if (command == "upcycle") != (config.upcycle is not None):
-            raise ConfigError(f"{settings}: `upcycle` wants a section [upcycle], `train` a section [model]")
+            raise ConfigError(f"{settings}: `upcycle` wants a section [upcycle], `train` a section [model] or a `student`")
         from .trainer import train
 
         print(train(config) or "stopped: run the same command again to go on", flush=True)

@@ -140,7 +140,7 @@ class Stages(Strict):
 
 
 class TrainConfig(Strict):
-    """`train` (from scratch: `model`) and `upcycle` (`teacher`, `upcycle`)."""
+    """`train` (from scratch: `model`; or a checkpoint that goes on: `student`) and `upcycle` (`teacher`, `upcycle`)."""
 
     run: Run
     data: Data
@@ -151,6 +151,9 @@ class TrainConfig(Strict):
     teacher: str = ""
     """A checkpoint directory: the dense model to upcycle, or to distil from."""
     upcycle: Upcycle | None = None
+    student: str = ""
+    """A checkpoint directory, dense or DS-MoE, that is trained further; its own routing holds, and `share.levels` and
+    `share.default` must be those it serves."""
     routing: Routing = Routing()
     share: Share = Share()
     objectives: Objectives
@@ -161,9 +164,9 @@ class TrainConfig(Strict):
         needs_teacher = self.upcycle or self.objectives.kl or self.objectives.residual or self.stages.layerwise
         if needs_teacher and not self.teacher:
             raise ValueError("upcycling, distillation, the residual loss and a layer-wise stage need a `teacher`")
-        if (self.model is None) == (self.upcycle is None):
-            raise ValueError("set either [model], to train from scratch, or [upcycle]")
-        if self.model is not None and self.stages.layerwise:
+        if [self.model is not None, self.upcycle is not None, bool(self.student)].count(True) != 1:
+            raise ValueError("set either [model], to train from scratch, or [upcycle], or a `student` to train further")
+        if self.upcycle is None and self.stages.layerwise:
             raise ValueError("only an upcycled student has a layer-wise stage")
         if self.model is not None and not self.tokenizer:
             raise ValueError("a model from scratch needs the `tokenizer` its data was prepared with")
@@ -171,7 +174,7 @@ class TrainConfig(Strict):
             raise ValueError("nothing to learn: both objectives.lm and objectives.kl are 0")
         if self.objectives.locality and self.data.tokens % self.objectives.locality_window:
             raise ValueError("data.tokens must be a multiple of objectives.locality_window")
-        if self.objectives.mutual_information and "softmax" not in self.routing.gate:
+        if self.objectives.mutual_information and not self.student and "softmax" not in self.routing.gate:
             raise ValueError("mutual information is defined for softmax gates")
         if self.data.sequences % self.data.micro_batches:
             raise ValueError("data.sequences must be a multiple of data.micro_batches")

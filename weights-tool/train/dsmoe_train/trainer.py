@@ -18,6 +18,7 @@ from torch import Tensor
 
 from .checkpoint import load_checkpoint, save_checkpoint
 from .config import Stage, TrainConfig, show
+from .continued import continued
 from .data import TokenStream
 from .distributed import World, global_mean, join_world, leave_world, meet, to_device
 from .files import write_whole
@@ -85,13 +86,11 @@ def train_in(world: World, config: TrainConfig) -> Path | None:
     teacher = None
     if config.teacher:
         teacher = load_checkpoint(config.teacher, DTYPES[config.run.dtype]).to(world.device).requires_grad_(False)
-    vocab = teacher.config.vocab if config.model is None else config.model.vocab
-    stream = TokenStream(config.data.sources, "train", config.data.tokens, vocab, config.run.seed)
     snapshot = load_snapshot(directory, config)
-    if snapshot is None:
-        student = _new_student(config, teacher, world)
-    else:
-        student = _resumed_student(config, snapshot, world)
+    student = _new_student(config, teacher, world) if snapshot is None else _resumed_student(config, snapshot, world)
+    vocab = student.model.config.vocab
+    stream = TokenStream(config.data.sources, "train", config.data.tokens, vocab, config.run.seed)
+    if snapshot is not None:
         stream.position.taken = snapshot.taken
         restore_generators(snapshot.rng, world.device)
 
@@ -111,7 +110,7 @@ def train_in(world: World, config: TrainConfig) -> Path | None:
 
     checkpoint = directory / "checkpoint"
     if world.is_first:
-        text_home = Path(config.teacher) if config.upcycle else Path(config.tokenizer).parent
+        text_home = Path(config.tokenizer).parent if config.model else Path(config.student or config.teacher)
         quantised = config.stages.end_to_end.quantise_from < 1
         save_checkpoint(checkpoint, student.model.config, student.model.state_dict(), text_home, quantised=quantised)
         plot_run(directory / "log.jsonl", directory / "plots", student.use_LN)
@@ -121,8 +120,10 @@ def train_in(world: World, config: TrainConfig) -> Path | None:
 
 def _new_student(config: TrainConfig, teacher: Model | None, world: World) -> Student:
     share = config.share
-    if config.model is None:
+    if config.upcycle is not None:
         model, layer_shares = upcycle(teacher, config, world)
+    elif config.student:
+        model, layer_shares = continued(config, world)
     else:
         served = {"routing": config.routing, "shares": share.levels, "default_share": share.default}
         model = Model(ModelConfig(**{**config.model.model_dump(exclude=set(served)), **served})).to(world.device)

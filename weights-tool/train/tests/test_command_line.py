@@ -112,7 +112,7 @@ def test_all_settings_are_shown(file):
 
 KINDS = {
     "teacher-text": Generate, "docs-text": Prepare, "release": TrainConfig, "narrowed": TrainConfig,
-    "scratch": TrainConfig, "evaluation": Evaluate,
+    "scratch": TrainConfig, "further": TrainConfig, "evaluation": Evaluate,
 }  # fmt: skip
 
 

@@ -205,6 +205,7 @@ def test_schedules(schedule, points, world_of_files, tmp_path):
         ("dense", {"objectives.kl": 1.0}, "need a `teacher`"),
         ("dense", {"objectives.lm": 0.0}, "nothing to learn"),
         ("dense", {"upcycle": {}, "teacher": "x"}, "either"),
+        ("dense", {"student": "x"}, "either"),
         ("dense", {"tokenizer": ""}, "tokenizer"),
         ("dense", {"data.micro_batches": 3}, "multiple of data.micro_batches"),
         ("dense", {"objectives.mutual_information": 1.0}, "softmax gates"),
