@@ -29,7 +29,8 @@ class Routed(NamedTuple):
 
 
 class Router(nn.Module):
-    """z = W (x - centre) + b - mean(b), float32; with `units`, W acts on GELU(V (x - centre)).
+    """z = W (x - centre) + b - mean(b), float32; with `units`, W acts on GELU(V (x - centre)), which is computed in the
+    activations' type: it is as wide as the model, and in float32 took a seventh of a step (docs/findings.md).
 
     The mean of the bias is the threshold's. Softmax does not see the difference.
     """
@@ -44,7 +45,8 @@ class Router(nn.Module):
     def forward(self, source_BTD: Tensor) -> Tensor:
         x = source_BTD.float() - self.centre_D
         if self.hidden is not None:
-            x = F.gelu(self.hidden(x))
+            dtype = source_BTD.dtype
+            x = F.gelu(F.linear(x.to(dtype), self.hidden.weight.to(dtype), self.hidden.bias.to(dtype))).float()
         return F.linear(x, self.weight, self.bias - self.bias.mean())
 
 

@@ -124,16 +124,16 @@ def head_loss(
 # ---- Losses on the routing ------------------------------------------------------------------------------------------
 
 
-def mutual_information(z_BTN: Tensor) -> Tensor:
+def mutual_information(z_XBTN: Tensor) -> Tensor:
     """L_MI = -H(e) + mean over x of H(e|x), p(e) the mean of p over the tokens of all processes (arXiv 2404.05567, eq. 4-6).
 
-    Within [-ln N, 0]; lowest where each token is sure of its expert and all experts are used alike.
+    Within [-ln N, 0]; lowest where each token is sure of its expert and all experts are used alike. X: layers, or nothing.
     """
-    log_p_BTN = F.log_softmax(z_BTN, -1)
-    p_BTN = log_p_BTN.exp()
-    p_N = global_mean(p_BTN.mean((0, 1)))
-    conditional = -(p_BTN * log_p_BTN).sum(-1).mean()
-    return (p_N * p_N.clamp(min=TINY).log()).sum() + conditional
+    log_p_XBTN = F.log_softmax(z_XBTN, -1)
+    p_XBTN = log_p_XBTN.exp()
+    p_XN = global_mean(p_XBTN.mean((-3, -2)))
+    conditional_X = -(p_XBTN * log_p_XBTN).sum(-1).mean((-2, -1))
+    return (p_XN * p_XN.clamp(min=TINY).log()).sum(-1) + conditional_X
 
 
 def switch_balance(z_BTN: Tensor, g_BTN: Tensor) -> Tensor:
@@ -144,14 +144,17 @@ def switch_balance(z_BTN: Tensor, g_BTN: Tensor) -> Tensor:
     return z_BTN.shape[-1] * (f_N / f_N.sum() * p_N).sum()
 
 
-def windowed_entropy(g_BTN: Tensor, window: int) -> Tensor:
+def windowed_entropy(g_XTN: Tensor, window: int) -> Tensor:
     """Locality: the entropy of the mean gate over `window` consecutive tokens. Low when neighbouring tokens share experts,
-    which small caches reward; the share control keeps it from being low by using fewer."""
-    u_BWN = g_BTN.unflatten(1, (-1, window)).mean(2)
-    active_BW1 = u_BWN.sum(-1, keepdim=True)
-    q_BWN = u_BWN / active_BW1.clamp(min=IDLE)
-    entropy_BW = -(q_BWN * q_BWN.clamp(min=TINY).log()).sum(-1)
-    return torch.where(active_BW1[..., 0] > IDLE, entropy_BW, 0.0).mean()
+    which small caches reward; the share control keeps it from being low by using fewer.
+
+    g_XTN: X, any dimensions: layers, sequences
+    """
+    u_XWN = g_XTN.unflatten(-2, (-1, window)).mean(-2)
+    active_XW1 = u_XWN.sum(-1, keepdim=True)
+    q_XWN = u_XWN / active_XW1.clamp(min=IDLE)
+    entropy_XW = -(q_XWN * q_XWN.clamp(min=TINY).log()).sum(-1)
+    return torch.where(active_XW1[..., 0] > IDLE, entropy_XW, 0.0).mean()
 
 
 # ---- Loss on the residual stream ------------------------------------------------------------------------------------

@@ -135,8 +135,7 @@ def steer_thresholds(gates: list[Gate], routed: list[Routed], level_B: np.ndarra
         z_CLXN = z_BLXN.index_select(0, to_device(chosen, device)) if len(chosen) else z_BLXN
         z_LXN = z_CLXN.transpose(0, 1).flatten(1, 2)
         wanted_L = target_threshold(kind, z_LXN, to_device(target_LS[:, level].numpy(), device))
-        for gate, wanted in zip(gates, wanted_L, strict=True):
-            gate.threshold_S[level].lerp_(wanted, rate)
+        torch._foreach_lerp_([gate.threshold_S[level] for gate in gates], list(wanted_L.unbind()), rate)
 
 
 @torch.no_grad()

@@ -99,11 +99,11 @@ class EndToEnd(nn.Module):
     def _routing_losses(self, ffn: list[Routed], attention: list[Routed], parts: dict[str, Tensor]) -> Tensor | float:
         weights, loss = self.objectives, 0.0
         if self.alpha is not None:
-            mi_L = torch.stack([mutual_information(routed.z_BTN) for routed in ffn])
+            mi_L = mutual_information(torch.stack([routed.z_BTN for routed in ffn]))
             parts["mutual_information"] = mi_L.mean()
             loss = loss + (self.alpha.alpha_L * mi_L).sum()
         if weights.mutual_information_attention and attention:
-            mi_L = torch.stack([mutual_information(routed.z_BTN) for routed in attention])
+            mi_L = mutual_information(torch.stack([routed.z_BTN for routed in attention]))
             parts["mutual_information_attention"] = mi_L.mean()
             loss = loss + weights.mutual_information_attention * mi_L.sum()
         if weights.switch and ffn:
@@ -176,4 +176,4 @@ def _layer_error(block, dense, h_BTD, source_BTD, level_B, available_BN) -> tupl
 
 
 def _locality(ffn: list[Routed], window: int) -> Tensor:
-    return torch.stack([windowed_entropy(routed.g_BTN, window) for routed in ffn]).mean()
+    return windowed_entropy(torch.stack([routed.g_BTN for routed in ffn]), window)
