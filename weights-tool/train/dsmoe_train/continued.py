@@ -10,7 +10,7 @@ from .data import TokenStream
 from .distributed import World
 from .gate import Gate
 from .model import Model
-from .share import spread
+from .share import shares_by_level, spread
 
 SAMPLE = 64
 """Sequences."""
@@ -41,11 +41,13 @@ def continued(config: TrainConfig, world: World) -> tuple[Model, Tensor | None]:
 @torch.no_grad()
 def _spread_as_measured(student: Model, ids_BT: Tensor, level: int) -> Tensor:
     """[L]: the share, spread over the layers as the thresholds do it."""
-    active_BL = []
+    levels = len(student.config.shares)
+    active_PL = []
     for part in ids_BT.split(BATCH):
-        routed = student(part, lambda *_: None, level_B=part.new_full((len(part),), level)).ffn
-        active_BL.append(torch.stack([(r.g_BTN > 0).float().mean((1, 2)) for r in routed], 1))
-    active_L = torch.cat(active_BL).mean(0).clamp(min=1e-3)
+        level_B = part.new_full((len(part),), level)
+        routed = student(part, lambda *_: None, level_B=level_B).ffn
+        active_PL.append(shares_by_level(routed, level_B, levels)[:, level])
+    active_L = torch.stack(active_PL).mean(0).clamp(min=1e-3)
     return spread((student.config.shares[level],), active_L.tolist())[:, 0]
 
 
