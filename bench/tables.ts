@@ -47,8 +47,9 @@ export function median(values: readonly number[]): number {
   return sorted.length % 2 === 1 ? sorted[middle] : (sorted[middle - 1] + sorted[middle]) / 2
 }
 
-/** Three digits that count. */
-export const short = (value: number) => value.toFixed(value >= 100 ? 0 : value >= 10 ? 1 : 2)
+/** Three digits that count. A ratio to nothing is infinite. */
+export const short = (value: number) =>
+  Number.isFinite(value) ? value.toFixed(value >= 100 ? 0 : value >= 10 ? 1 : 2) : '∞'
 
 function columns(rows: readonly (readonly string[])[]): string {
   const widths = rows[0].map((_, i) => Math.max(...rows.map((row) => row[i].length)))
