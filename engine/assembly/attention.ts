@@ -140,8 +140,9 @@ function attend(layer: i32, kvHead: i32, rows: i32): void {
   }
   for (let i = 0; i < rows; i++) startWeighing(rowAt(i))
   for (let p = 0; p < length; p += PAGE_TOKENS) {
-    const values = valuesOf(keysOf(layer, kvHead, p))
-    for (let i = 0; i < rows; i++) weigh(rowAt(i), p, scalesOf(values))
+    const scales = scalesOf(keysOf(layer, kvHead, p)) + 16
+    for (let i = 0; i < rows; i++) weigh(rowAt(i), p, scales)
+    const values = valuesOf(layer, kvHead, p)
     const count = min(length - p, PAGE_TOKENS)
     if (rows === 3) gather(3, values, count)
     else if (rows === 2) gather(2, values, count)
@@ -186,10 +187,11 @@ function score(rows: i32, keys: usize, position: i32, count: i32): void {
     let query0 = row0.query
     let query1 = row1.query
     let query2 = row2.query
+    let key = keys
     let pair = pairs
     do {
-      const low = v128.load8x8_s(keys)
-      const high = v128.load8x8_s(keys, 8)
+      const low = v128.load8x8_s(key)
+      const high = v128.load8x8_s(key, 8)
       let q = v128.load32_splat(query0)
       low0 = i32x4.add(low0, i32x4.dot_i16x8_s(low, q))
       high0 = i32x4.add(high0, i32x4.dot_i16x8_s(high, q))
@@ -206,12 +208,13 @@ function score(rows: i32, keys: usize, position: i32, count: i32): void {
         high2 = i32x4.add(high2, i32x4.dot_i16x8_s(high, q))
         query2 += 4
       }
-      keys += 16
+      key += PAGE_TOKENS * 2
     } while (--pair)
     storeScores(row0, at, low0, high0, keyScales)
     if (rows > 1) storeScores(row1, at, low1, high1, keyScales)
     if (rows > 2) storeScores(row2, at, low2, high2, keyScales)
-    keyScales += 32
+    keys += 16
+    keyScales += 64
     at += 32
   } while (--run)
 }
@@ -221,7 +224,7 @@ function storeScores(row: Row, at: usize, low: v128, high: v128, keyScales: usiz
   const scale = f32x4.splat(row.scale)
   const to = row.scores + at
   v128.store(to, f32x4.mul(f32x4.convert_i32x4_s(low), f32x4.mul(v128.load(keyScales), scale)))
-  v128.store(to, f32x4.mul(f32x4.convert_i32x4_s(high), f32x4.mul(v128.load(keyScales, 16), scale)), 16)
+  v128.store(to, f32x4.mul(f32x4.convert_i32x4_s(high), f32x4.mul(v128.load(keyScales, 32), scale)), 16)
 }
 
 /**
@@ -256,7 +259,7 @@ function weigh(row: Row, position: i32, valueScales: usize): void {
     const weight = exp4(f32x4.sub(v128.load(scores + i), peak))
     sum = f32x4.add(sum, weight)
     // The scale of a token that is not there yet may be anything, even NaN. A weight that is NaN is not 0.
-    const share = v128.and(f32x4.mul(weight, v128.load(valueScales + i)), f32x4.ne(weight, zero))
+    const share = v128.and(f32x4.mul(weight, v128.load(valueScales + (i << 1))), f32x4.ne(weight, zero))
     v128.store(scores + i, share)
     top = largerMagnitudes(top, share)
   }
