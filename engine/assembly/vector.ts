@@ -14,12 +14,11 @@ export function sumLanes(v: v128): f32 {
   )
 }
 
+/** On vectors, since V8 makes branches of the larger of two floats, which no machine can foresee. */
 @inline
 export function maxLanes(v: v128): f32 {
-  return max(
-    max(f32x4.extract_lane(v, 0), f32x4.extract_lane(v, 1)),
-    max(f32x4.extract_lane(v, 2), f32x4.extract_lane(v, 3)),
-  )
+  const pairs = f32x4.max(v, v128.shuffle<f32>(v, v, 2, 3, 0, 1))
+  return f32x4.extract_lane(f32x4.max(pairs, v128.shuffle<f32>(pairs, pairs, 1, 0, 3, 2)), 0)
 }
 
 /**
@@ -43,16 +42,17 @@ const ROUNDER: f32 = 12582912
 
 /**
  * x · scale, rounded to the nearest integers, ties to even; |x · scale| < 2^22. Cheaper than nearest and trunc_sat.
- * `rounder` is {@link rounders}, kept in a local by the caller: V8 builds a constant anew wherever a loop uses one.
+ * `rounder` is {@link rounders}, kept in a local by the caller.
  */
 @inline
 export function toIntegers(x: v128, scale: v128, rounder: v128): v128 {
   return i32x4.sub(f32x4.add(f32x4.mul(x, scale), rounder), rounder)
 }
 
+/** Four of them, from memory: V8 builds a constant anew, in three instructions, at each use of even a local that holds it. */
 @inline
 export function rounders(): v128 {
-  return f32x4.splat(ROUNDER)
+  return v128.load(EXP, 32)
 }
 
 /**
@@ -106,7 +106,7 @@ const EXP = memory.data<f32>([
 export function exp4(x: v128): v128 {
   const tooLow = f32x4.lt(x, v128.load(EXP))
   const t = f32x4.mul(f32x4.pmax(x, v128.load(EXP)), v128.load(EXP, 16))
-  const rounder = v128.load(EXP, 32)
+  const rounder = rounders()
   const rounded = f32x4.add(t, rounder)
   const f = f32x4.sub(t, f32x4.sub(rounded, rounder))
   let p = f32x4.add(f32x4.mul(v128.load(EXP, 48), f), v128.load(EXP, 64))
