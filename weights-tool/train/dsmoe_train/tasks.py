@@ -12,10 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .config import Objectives
+from .config import ConfigError, Objectives
 from .distributed import global_mean
 from .gate import Routed
 from .model import Model, matmul_parameters
+from .model_config import ModelConfig
 from .objectives import (
     Teacher,
     head_chunk,
@@ -46,9 +47,24 @@ class StepOutput(NamedTuple):
     """Of every sequence, where there is a teacher: what each share costs."""
 
 
+def _check_alike(teacher: ModelConfig, student: ModelConfig, objectives: Objectives) -> None:
+    """The KL compares token with token, the residual loss layer with layer."""
+    if teacher.vocab != student.vocab:
+        raise ConfigError(
+            f"the teacher knows {teacher.vocab} tokens and the student {student.vocab}: both need the same tokenizer"
+        )
+    if objectives.residual and (teacher.layers, teacher.hidden) != (student.layers, student.hidden):
+        raise ConfigError(
+            f"the teacher has {teacher.layers} layers of {teacher.hidden} and the student {student.layers} of {student.hidden}: "
+            "objectives.residual compares layer with layer, set it to 0"
+        )
+
+
 class EndToEnd(nn.Module):
     def __init__(self, model: Model, teacher: Model | None, objectives: Objectives, alpha: MutualInformationWeights | None):
         super().__init__()
+        if teacher is not None:
+            _check_alike(teacher.config, model.config, objectives)
         self.model = model
         # Not submodules: a wrapper must neither synchronise nor shard them.
         self._outside = (teacher, alpha)

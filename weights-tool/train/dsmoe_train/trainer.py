@@ -6,6 +6,7 @@ A run makes (or resumes) a student, trains it in one or two stages, and writes, 
     snapshot.pt    where to resume        checkpoint/ what `weights-tool pack` takes
 """
 
+import math
 import signal
 import time
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from .checkpoint import load_checkpoint, save_checkpoint
-from .config import Stage, TrainConfig, show
+from .config import ConfigError, Stage, TrainConfig, show
 from .continued import continued
 from .data import TokenStream
 from .distributed import World, global_mean, join_world, leave_world, meet, to_device
@@ -246,6 +247,7 @@ class StageRunner:
             self.log.step()
             stop, save = self._agree(self.stopwatch.should_stop(), self.stopwatch.should_save())
             if stop or save:
+                self._finite(step, norm)
                 self._save(step + 1)
             if stop:
                 self.log.end_stage()
@@ -312,8 +314,7 @@ class StageRunner:
     def _write(self, step: int, batch: Batch, output: StepOutput, norm: Tensor) -> None:
         numbers = {"loss": output.loss.detach(), **output.parts}
         numbers = {name: global_mean(value).item() for name, value in numbers.items()}
-        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
-        numbers["gradient_norm"] = norm.item()
+        numbers["gradient_norm"] = self._finite(step, norm)
         numbers["lr"] = self.optimiser.param_groups[0]["lr"]
         vectors = {}
         shares = self.student.model.config.shares
@@ -327,6 +328,17 @@ class StageRunner:
             vectors["alpha"] = [round(a, 7) for a in self.student.alpha.alpha_L.tolist()]
         tokens = (step + 1) * self.config.data.sequences * self.config.data.tokens // self.world.size
         self.log.write(self.name, step, {**numbers, **self.speed.measure(tokens)}, vectors)
+
+    def _finite(self, step: int, norm: Tensor) -> float:
+        """The gradient's norm, the same on all processes. Weights that met one that is no number are lost, and must not be saved."""
+        value = (norm.full_tensor() if hasattr(norm, "full_tensor") else norm).item()
+        if not math.isfinite(value):
+            raise ConfigError(
+                f"the gradient of step {step} of {self.name} is {value}, and the weights are lost. If it is the first, the "
+                "checkpoint that training began with is damaged; otherwise lower the rates, or raise warmup. A snapshot.pt in "
+                f"{self.config.run.directory} is of before"
+            )
+        return value
 
     def _agree(self, stop: bool, save: bool) -> tuple[bool, bool]:
         """Process 0 decides; clocks differ."""

@@ -2,7 +2,7 @@ import pytest
 import torch
 from conftest import CLAMPED, SOFTMAX, log_lines, settings, tiny_ids, tiny_model
 
-from dsmoe_train.checkpoint import load_checkpoint
+from dsmoe_train.checkpoint import load_checkpoint, save_checkpoint
 from dsmoe_train.config import ConfigError
 from dsmoe_train.continued import continued, move_centre
 from dsmoe_train.distributed import World
@@ -63,3 +63,24 @@ def test_a_dense_checkpoint_goes_on(runs, world_of_files, tmp_path):
 def test_a_student_that_cannot_go_on_so(changes, message, runs, world_of_files, tmp_path):
     with pytest.raises(ConfigError, match=message):
         train(further(world_of_files, tmp_path / "run", runs["upcycle"] / "checkpoint", **changes))
+
+
+def test_a_student_of_another_vocabulary_than_its_teacher(world_of_files, tmp_path):
+    student = tiny_model(CLAMPED, vocab=128, shares=(0.4, 0.7, 1.0), default_share=0.4)
+    save_checkpoint(tmp_path / "student", student.config, student.state_dict(), world_of_files / "text")
+    with pytest.raises(ConfigError, match="the teacher knows 96 tokens and the student 128"):
+        train(further(world_of_files, tmp_path / "run", tmp_path / "student", **{"share.default": 0.4}))
+
+
+@pytest.mark.parametrize("steps_before_saving", [False, True])
+def test_weights_that_are_no_numbers_are_never_saved(steps_before_saving, runs, world_of_files, tmp_path):
+    student = load_checkpoint(runs["upcycle"] / "checkpoint")
+    with torch.no_grad():
+        student.layers[0].mlp.down_proj.weight[0, 0] = torch.nan
+    save_checkpoint(tmp_path / "student", student.config, student.state_dict(), world_of_files / "text")
+    changes = {"run.log_every": 100, "run.stop_after_minutes": 1e-6} if steps_before_saving else {}
+    config = further(world_of_files, tmp_path / "run", tmp_path / "student", **changes)
+    with pytest.raises(ConfigError, match="the gradient of step 0 of end_to_end is nan"):
+        train(config)
+    assert not (tmp_path / "run" / "snapshot.pt").exists()
+    assert not (tmp_path / "run" / "checkpoint").exists()
