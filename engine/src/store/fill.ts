@@ -98,6 +98,6 @@ export function shardMissing(shard: string, tier: Tier): SparsedgeError {
 }
 
 export function unknownModel(model: string, tier: Tier): SparsedgeError {
-  const message = `there is no model "${model}" in the ${tier} store; push its pack, or check the name`
+  const message = `there is no model "${model}" in the ${tier} store; push its pack there (\`weights-tool push\`), or check its name`
   return new SparsedgeError('unknown_model', message, { model, tier })
 }

@@ -15,12 +15,12 @@ import plain from '../../../engine/dist/plain.wasm'
 import relaxed from '../../../engine/dist/relaxed.wasm'
 import { createApp } from '../app.ts'
 import page from '../playground/index.html'
-import { appSettings, readSettings } from './settings.ts'
+import { appSettings, readSettings, Settings } from './settings.ts'
 
 /** A request has 10,000 subrequests. Behind the cache a fetch takes three of them: to look there, to read, to put it there. */
 const MOST_FETCHES = { assets: 9000, cached: 3000 }
 
-const settings = readSettings(env)
+const settings = readSettings(Settings, env)
 const { MODEL: model, CONTEXT_TOKENS: contextTokens, MEMORY_MIB } = settings
 const { limits, ...others } = appSettings(settings)
 /** This server's own, under which it caches; no request has told it yet. */

@@ -25,11 +25,22 @@ describe('the entry', () => {
   let server: Program
   let client: OpenAI
 
-  async function startEntry(env: Record<string, string> = {}): Promise<{ server: Program; url: string }> {
+  function launch(env: Record<string, string>): Program {
     const settings = { MODEL: 'tiny', STORE: store, HOST: '127.0.0.1', PORT: '0', ...env }
-    const server = start('node', ['functions/src/entries/node.ts'], settings)
+    return start('node', ['functions/src/entries/node.ts'], settings)
+  }
+  async function startEntry(env: Record<string, string> = {}): Promise<{ server: Program; url: string }> {
+    const server = launch(env)
     const [url] = await server.until(/http:\/\/\S+:\d+/)
     return { server, url }
+  }
+  /** Its only line. */
+  async function lastWords(env: Record<string, string>): Promise<string> {
+    const server = launch(env)
+    await server.until(/\n/)
+    expect(await server.exit).toBe(1)
+    expect(server.output()).toMatch(/^.+\n$/)
+    return server.output()
   }
 
   beforeAll(async () => {
@@ -141,15 +152,22 @@ describe('the entry', () => {
   )
 
   test.each([
-    [{ MODEL: '' }, 'MODEL'],
-    [{ STORE: '' }, 'STORE'],
-    [{ PORT: 'x' }, 'PORT'],
-    [{ MEMORY_MIB: '9999' }, 'MEMORY_MIB'],
-    [{ BACKEND: 'cuda' }, 'BACKEND'],
-    [{ MODEL: 'nobody' }, 'there is no model "nobody" in the fs store'],
-    [{ STORE: 'http://127.0.0.1:9/' }, 'the http store failed'],
-  ])('does not start with %j, and says why', async (env, name) => {
-    await expect(startEntry(env)).rejects.toThrow(name)
+    [{ MODEL: '' }, 'MODEL must be the name of the model'],
+    [{ STORE: '' }, 'STORE must be a directory'],
+    [{ MODEL: '', STORE: '' }, /MODEL must .*; STORE must /],
+    [{ PORT: 'x' }, 'PORT must be a whole number from 0 to 65535'],
+    [{ MEMORY_MIB: '9999' }, 'MEMORY_MIB must be a whole number from 1 to 4095'],
+    [{ BACKEND: 'cuda' }, 'BACKEND must be auto, wasm or webgpu'],
+    [{ MODEL: 'nobody' }, /STORE=.*: there is no model "nobody" in the fs store; push its pack/],
+    [{ STORE: '/no/where' }, 'STORE=/no/where: there is no model "tiny" in the fs store; push its pack'],
+    [{ STORE: 'http://127.0.0.1:9/' }, 'STORE=http://127.0.0.1:9/: the http store failed'],
+  ])('does not start with %j, and says why in one line', async (env, words) => {
+    expect(await lastWords(env)).toMatch(words)
+  })
+
+  test('does not start on a port that is taken', async () => {
+    const { port } = new URL(client.baseURL)
+    expect(await lastWords({ PORT: port })).toContain('the port is taken; set PORT to another one')
   })
 })
 

@@ -1,14 +1,14 @@
 import { describe, expect, test } from 'vitest'
-import { appSettings, readSettings } from './settings.ts'
+import { appSettings, readSettings, Settings } from './settings.ts'
 
 test('only the model must be named; whatever else is in the environment is left alone', () => {
-  const settings = readSettings({ MODEL: 'tiny', PATH: '/bin', SHARDS: {} })
+  const settings = readSettings(Settings, { MODEL: 'tiny', PATH: '/bin', SHARDS: {} })
   expect(settings).toEqual({ MODEL: 'tiny', ALLOWED_ORIGINS: [] })
   expect(appSettings(settings)).toEqual({ apiKey: undefined, allowedOrigins: [], limits: {} })
 })
 
 test('everything can be set', () => {
-  const settings = readSettings({
+  const settings = readSettings(Settings, {
     MODEL: 'tiny',
     API_KEY: 'k',
     ALLOWED_ORIGINS: 'https://a.example, https://b.example,',
@@ -27,7 +27,9 @@ test('everything can be set', () => {
 })
 
 test('what is set to nothing is not set', () => {
-  expect(readSettings({ MODEL: 'tiny', API_KEY: '', CONTEXT_TOKENS: '', ALLOWED_ORIGINS: '' })).toEqual({
+  expect(
+    readSettings(Settings, { MODEL: 'tiny', API_KEY: '', CONTEXT_TOKENS: '', ALLOWED_ORIGINS: '' }),
+  ).toEqual({
     MODEL: 'tiny',
     ALLOWED_ORIGINS: [],
   })
@@ -48,6 +50,14 @@ describe('a server that is set up wrongly does not start, and says why', () => {
     ['CONTEXT_TOKENS', { MODEL: 'tiny', CONTEXT_TOKENS: '9007199254740991' }],
     ['MAX_TOKENS', { MODEL: 'tiny', MAX_TOKENS: '9007199254740991' }],
   ])('%s', (name, environment) => {
-    expect(() => readSettings(environment)).toThrow(name)
+    expect(() => readSettings(Settings, environment)).toThrow(name)
+  })
+
+  test('all that is wrong in one line, each with what it may be', () => {
+    const environment = { MODEL: '', MEMORY_MIB: 'lots', REQUEST_SECONDS: '-0.5' }
+    expect(() => readSettings(Settings, environment)).toThrow(
+      'the environment is not set up: MODEL must be the name of the model to serve; ' +
+        'MEMORY_MIB must be a whole number from 1 to 4095; REQUEST_SECONDS must be a whole number from 1 to 86400',
+    )
   })
 })
