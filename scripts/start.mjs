@@ -41,7 +41,7 @@ try {
 
 async function main() {
   if (!Number.isInteger(port) || port < 1 || port > 65_535)
-    throw new Error(`PORT=${process.env.PORT} is no port`)
+    throw new Error(`PORT=${process.env.PORT} is no port: it must be a whole number from 1 to 65535`)
   await checkPortIsFree()
   if (missingPackages() > 0) {
     console.log('Installing packages (npm ci) …')
@@ -60,11 +60,7 @@ async function main() {
     console.log('Building the kernels …')
     await run('npm', ['run', '--silent', 'build'], 'the kernels do not build; see above')
   }
-  await run(
-    'node',
-    [join('scripts', 'seed.ts')],
-    'the model could not be put into the local bucket; see above',
-  )
+  await run('node', [join('scripts', 'seed.ts')], 'the Worker is not started; see above')
   const wrangler = startWrangler()
   await untilHealthy(wrangler)
   greet()

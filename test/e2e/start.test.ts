@@ -26,3 +26,14 @@ test('it says where it is, answers, and leaves nothing behind', async () => {
     for (const { pid } of await stillRunning(started)) process.kill(pid, 'SIGKILL')
   }
 })
+
+test.each([
+  ['MODEL', 'nobody', /no model "nobody" in the local bucket, only: .*-- push PACK --to local/],
+  ['MEMORY_MIB', 'lots', /MEMORY_MIB must be a whole number from 1 to 4095/],
+  ['PORT', 'abc', /PORT=abc is no port: it must be a whole number from 1 to 65535/],
+])('it does not start with %s=%s, and says what to do', async (name, value, words) => {
+  const program = start('npm', ['start'], { PORT: String(await freePort()), [name]: value })
+  await program.until(words, 120)
+  expect(await program.exit).toBe(1)
+  expect(program.output()).not.toContain('Ready')
+})

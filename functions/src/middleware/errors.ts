@@ -64,7 +64,7 @@ interface Answer {
 }
 
 const bad = (status: ContentfulStatusCode): Answer => ({ status, type: 'invalid_request_error' })
-const BROKEN_PACK = 'the model on this server is damaged; its operator has to publish it again'
+const BROKEN_PACK = 'the model on this server is damaged; its operator has to push it again, with --force'
 const broken: Answer = { status: 500, type: 'server_error', instead: BROKEN_PACK }
 const TOO_SMALL = 'this server lacks the memory or the features that the model needs'
 const tooSmall: Answer = { status: 500, type: 'server_error', instead: TOO_SMALL }
@@ -86,7 +86,8 @@ const ANSWERS: Readonly<Record<ApiCode, Answer>> = {
   // The model that this server is set up to serve is not in its storage.
   unknown_model: {
     ...broken,
-    instead: 'the model of this server is not in its storage; its operator has to publish it',
+    instead:
+      'the model of this server is not in its storage; its operator has to push it there (weights-tool push)',
   },
   manifest_malformed: broken,
   manifest_version: broken,

@@ -11,7 +11,7 @@ import { getPlatformProxy } from 'wrangler'
 import { writePack } from '../../../test/fixtures/pack-directory.ts'
 import { tinyPack } from '../../../test/fixtures/tiny.ts'
 import { openPackDirectory } from '../pack-directory.ts'
-import { pushLocal, seedLocal } from './seed.ts'
+import { localModels, pushLocal, seedLocal } from './seed.ts'
 
 // The real local bucket: wrangler and workerd, in a project of its own.
 const CONFIG = `
@@ -75,9 +75,11 @@ describe('seedLocal', () => {
   test('can fill a state of its own, as `wrangler dev --persist-to` takes it', async () => {
     const state = join(root, 'elsewhere')
     const path = join(root, 'pack')
+    expect(await localModels({ root, state })).toEqual([])
     await writePack(await tinyPack({ name: 'elsewhere' }), path)
     await seedLocal(path, { root, state })
     expect(await readFile(join(state, 'v3/r2/pushed-elsewhere'), 'utf8')).toMatch(/^[0-9a-f]{64}\n/)
+    expect(await localModels({ root, state })).toEqual(['elsewhere'])
     await withBucket(async (bucket) => {
       await expect(r2Store(bucket).manifest('elsewhere')).rejects.toMatchObject({ code: 'unknown_model' })
     })

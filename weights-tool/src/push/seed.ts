@@ -3,7 +3,7 @@
  * Filling the local bucket, and knowing at once that it is filled: starting wrangler to ask takes seconds, so what was
  * pushed is noted in a file beside the bucket's own.
  */
-import { readFile, rm, writeFile } from 'node:fs/promises'
+import { readdir, readFile, rm, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { SparsedgeError } from '@sparsedge/engine/errors'
 import { sha256 } from '@sparsedge/engine/store/sha256'
@@ -12,6 +12,9 @@ import { manifestBytes } from '../pack.ts'
 import { openPackDirectory, type PackDirectory } from '../pack-directory.ts'
 import { type LocalOptions, localBuckets, localTarget } from './local.ts'
 import { type PushOptions, type PushResult, push } from './push.ts'
+
+/** How the names of the notes begin. */
+const NOTE = 'pushed-'
 
 /**
  * Pushes a pack directory into the local bucket unless exactly this pack was the last of its name that was pushed.
@@ -46,6 +49,12 @@ export async function pushLocal(
   }
 }
 
+/** The names under which packs were pushed into the local bucket. */
+export async function localModels(options: LocalOptions): Promise<string[]> {
+  const files = await readdir(localBuckets(options)).catch(() => [])
+  return files.filter((file) => file.startsWith(NOTE)).map((file) => file.slice(NOTE.length))
+}
+
 /** The note that a pack was pushed: the hashes of its manifest and of wrangler.toml, which names the bucket. */
 async function note({ manifest }: PackDirectory, options: LocalOptions) {
   const config = await readFile(join(options.root, 'wrangler.toml')).catch((cause: unknown) => {
@@ -54,7 +63,7 @@ async function note({ manifest }: PackDirectory, options: LocalOptions) {
   })
   const hashes = [manifestBytes(manifest), new Uint8Array(config)].map(sha256)
   return {
-    path: join(localBuckets(options), `pushed-${manifest.name}`),
+    path: join(localBuckets(options), NOTE + manifest.name),
     content: (await Promise.all(hashes)).join('\n'),
   }
 }
