@@ -4,7 +4,7 @@
  */
 import { SparsedgeError } from '../errors.ts'
 import type { ExpertSelection } from '../request.ts'
-import type { ModelConfig } from './config.ts'
+import type { GateConfig, ModelConfig } from './config.ts'
 
 /** A gate's selection in numbers; what they mean depends on the gate's kind, see {@link gateWeights}. */
 export interface GateRule {
@@ -22,8 +22,9 @@ export interface GateRule {
  *
  * @throws SparsedgeError `unsupported_selection` for what the pack cannot do, with what it can
  */
-export function gateRule({ gate, layers, experts }: ModelConfig, asked?: ExpertSelection): GateRule {
-  const { selection, offsets } = gate
+export function gateRule(config: ModelConfig, asked?: ExpertSelection): GateRule {
+  const { gate, layers, experts } = config
+  const { selection } = gate
   const even = (level: number): Float32Array => new Float32Array(layers).fill(level)
   if (asked === undefined) {
     return {
@@ -32,26 +33,42 @@ export function gateRule({ gate, layers, experts }: ModelConfig, asked?: ExpertS
     }
   }
   if ('share' in asked) {
-    const shares = Object.entries(offsets ?? {})
-    const found = shares.find(([share]) => Number(share) === asked.share)
-    // A top-k gate keeps its k whatever the offsets say, so they cannot promise a share of it.
-    if (found && selection.by !== 'top_k') return { top: 0, levels: Float32Array.from(found[1]) }
-    const all = shares.map(([share]) => share).sort((a, b) => Number(a) - Number(b))
-    throw unsupported(
-      all.length > 0 && selection.by !== 'top_k'
-        ? `this model was not made for a share of ${asked.share}; ask for one of ${all.join(', ')}`
-        : 'this model was made for one share of its experts only; leave the share out',
-    )
+    const found = sharesOf(gate).find(([share]) => Number(share) === asked.share)
+    if (found) return { top: 0, levels: Float32Array.from(found[1]) }
+    throw unsupported(`this model was not made for a share of ${asked.share}; ${offer(config)}`)
   }
   if ('topK' in asked) {
-    if (selection.by !== 'top_k') throw unsupported('this model does not select a fixed number of experts')
+    if (selection.by !== 'top_k')
+      throw unsupported(`this model does not select a fixed number of experts; ${offer(config)}`)
     if (Number.isInteger(asked.topK) && asked.topK >= 1 && asked.topK <= experts)
       return { top: asked.topK, levels: even(0) }
     throw unsupported(`this model has ${experts} experts a layer; ask for 1 to ${experts} of them`)
   }
-  if (selection.by !== 'threshold') throw unsupported('this model does not select experts by a threshold')
+  if (selection.by !== 'threshold')
+    throw unsupported(`this model does not select experts by a threshold; ${offer(config)}`)
   if (asked.threshold >= 0 && asked.threshold < experts) return { top: 0, levels: even(asked.threshold) }
   throw unsupported(`a threshold must be at least 0 and below ${experts}, or no expert would pass it`)
+}
+
+/** The shares that the pack was made for. A top-k gate keeps its k whatever the offsets say: they promise no share of it. */
+function sharesOf({ selection, offsets }: GateConfig): [share: string, levels: number[]][] {
+  return selection.by === 'top_k' ? [] : Object.entries(offsets ?? {})
+}
+
+/** What may be asked for instead. */
+function offer({ gate, experts }: ModelConfig): string {
+  const shares = sharesOf(gate)
+    .map(([share]) => share)
+    .sort((a, b) => Number(a) - Number(b))
+  if (shares.length > 0) return `ask for a share, one of ${shares.join(', ')}`
+  switch (gate.selection.by) {
+    case 'top_k':
+      return `ask for a number of experts (top_k), from 1 to ${experts}`
+    case 'threshold':
+      return `ask for a threshold, from 0 to below ${experts}`
+    default:
+      return 'it has only its own selection; leave this out'
+  }
 }
 
 function unsupported(message: string): SparsedgeError {
