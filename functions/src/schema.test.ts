@@ -120,7 +120,12 @@ test.each<[z.ZodType, unknown, string]>([
   [CompletionBody, { prompt: '', stop: [''] }, 'stop[0]: must not be empty'],
   [CompletionBody, { prompt: '', stream: 1 }, 'stream: must be true or false'],
   [CompletionBody, { prompt: [[]] }, 'prompt[0]: must not be empty'],
-  [CompletionBody, { prompt: '', experts: { sahre: 1, topk: 2 } }, 'experts: knows no sahre, topk'],
+  [
+    CompletionBody,
+    { prompt: '', experts: { sahre: 1, topk: 2 } },
+    'experts: knows no sahre, topk; it knows ' +
+      'share, top_k, threshold, policy, max_bytes, max_latency_ms, lookahead, report',
+  ],
   [
     CompletionBody,
     { prompt: '', experts: { share: 1, threshold: 2 } },
@@ -204,7 +209,15 @@ test('text parts are joined, the developer is the system', async () => {
 })
 
 describe('bodies that are no JSON', () => {
-  test.each(['', '{', '{"messages":', 'hello', '[1', '\u0000'])('%j', async (text) => {
+  test.each(['', ' \n'])('%j is empty', async (text) => {
+    const { status, body } = await send(ChatBody, text)
+    expect(status).toBe(400)
+    expect(body).toMatchObject({
+      error: { code: 'invalid_request', message: 'the body is empty; send JSON', param: null },
+    })
+  })
+
+  test.each(['{', '{"messages":', 'hello', '[1', '\u0000'])('%j', async (text) => {
     const { status, body } = await send(ChatBody, text)
     expect(status).toBe(400)
     expect(body).toMatchObject({

@@ -173,6 +173,7 @@ export async function readBody<T>(c: Context, schema: z.ZodType<T>): Promise<T> 
     )
   }
   const text = await bodyText(c)
+  if (text.trim() === '') throw new ApiError('invalid_request', 'the body is empty; send JSON')
   let json: unknown
   try {
     json = JSON.parse(text)
@@ -211,7 +212,8 @@ function inWords(issue: z.core.$ZodRawIssue): string | undefined {
     case 'too_big':
       return `must be at most ${issue.maximum}`
     case 'unrecognized_keys':
-      return `knows no ${issue.keys.join(', ')}`
+      // Only there are they an error.
+      return `knows no ${issue.keys.join(', ')}; it knows ${Object.keys(Experts.shape).join(', ')}`
     case 'invalid_key':
       return issue.issues[0]?.message
   }
