@@ -98,6 +98,8 @@ test('a share of the experts can be asked for; one that the model does not serve
   await page.getByLabel('Share of experts').fill('1')
   await ask(page)
   expect(await answer.locator('.cost').textContent()).toContain('experts: 100 % active')
+  const offered = page.locator('#shares option')
+  await expect.poll(() => offered.allTextContents()).toEqual(['0.35', '0.5', '0.7', '1'])
   await page.getByLabel('Share of experts').fill('0.4')
   await ask(page)
   expect(await answer.nth(1).locator('.error').textContent()).toContain('0.35, 0.5, 0.7, 1')

@@ -33,7 +33,7 @@ export function gateRule(config: ModelConfig, asked?: ExpertSelection): GateRule
     }
   }
   if ('share' in asked) {
-    const found = sharesOf(gate).find(([share]) => Number(share) === asked.share)
+    const found = sharesOf(gate).find(([share]) => share === asked.share)
     if (found) return { top: 0, levels: Float32Array.from(found[1]) }
     throw unsupported(`this model was not made for a share of ${asked.share}; ${offer(config)}`)
   }
@@ -50,16 +50,20 @@ export function gateRule(config: ModelConfig, asked?: ExpertSelection): GateRule
   throw unsupported(`a threshold must be at least 0 and below ${experts}, or no expert would pass it`)
 }
 
-/** The shares that the pack was made for. A top-k gate keeps its k whatever the offsets say: they promise no share of it. */
-function sharesOf({ selection, offsets }: GateConfig): [share: string, levels: number[]][] {
-  return selection.by === 'top_k' ? [] : Object.entries(offsets ?? {})
+/**
+ * The shares that the pack was made for, the smallest first, with their levels. A top-k gate keeps its k whatever the
+ * offsets say: they promise no share of it.
+ */
+export function sharesOf({ selection, offsets = {} }: GateConfig): [share: number, levels: number[]][] {
+  if (selection.by === 'top_k') return []
+  return Object.entries(offsets)
+    .map(([share, levels]): [number, number[]] => [Number(share), levels])
+    .sort(([a], [b]) => a - b)
 }
 
 /** What may be asked for instead. */
 function offer({ gate, experts }: ModelConfig): string {
-  const shares = sharesOf(gate)
-    .map(([share]) => share)
-    .sort((a, b) => Number(a) - Number(b))
+  const shares = sharesOf(gate).map(([share]) => share)
   if (shares.length > 0) return `ask for a share, one of ${shares.join(', ')}`
   switch (gate.selection.by) {
     case 'top_k':

@@ -26,6 +26,7 @@ type App = Awaited<ReturnType<typeof app>>
 
 const Held = z.object({
   state: z.string(),
+  shares: z.array(z.number()),
   expert_bytes: z.number().optional(),
   capacity: z.int(),
   resident: z.int(),
@@ -148,7 +149,7 @@ describe('Server-Timing', () => {
 describe('GET /v1/experts', () => {
   test('loads nothing', async () => {
     const served = await app()
-    expect(await held(served)).toEqual({ state: 'cold', capacity: 0, resident: 0, layers: [] })
+    expect(await held(served)).toEqual({ state: 'cold', shares: [], capacity: 0, resident: 0, layers: [] })
     expect(await held(served)).toMatchObject({ state: 'cold' })
   })
 
@@ -171,6 +172,13 @@ describe('GET /v1/experts', () => {
       expect(frequency.filter((rate) => rate > 0)).toHaveLength(1)
       expect(resident[used]).toBe(1)
     }
+  })
+
+  test('names the shares that may be asked for', async () => {
+    const offsets = { '1': [9, 9, 9], '0.5': [0, 0, 0], '0.25': [-1, -1, -1] }
+    const served = await tinyApp({ pack: { gate: { ...GATES.clamped, offsets } } })
+    await served.post('/v1/completions', ASK)
+    expect((await held(served)).shares).toEqual([0.25, 0.5, 1])
   })
 
   test('knows models by name', async () => {

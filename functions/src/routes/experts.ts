@@ -3,6 +3,7 @@
  * `GET /v1/experts`: which experts of a model are in memory, and how often each is used; nothing is loaded for it.
  * `POST /v1/experts/prewarm`: fetches experts before they are asked for, and the model where it is not there yet.
  */
+import { sharesOf } from '@sparsedge/engine/model/selection'
 import type { Context } from 'hono'
 import { z } from 'zod'
 import { readBody } from '../schema.ts'
@@ -12,12 +13,14 @@ export function experts(service: Service): (c: Context) => Promise<Response> {
   return async (c) => {
     const { name, engine } = service.model(c.req.query('model'))
     const head = { object: 'experts', model: name, state: engine.state }
-    if (engine.state !== 'ready') return c.json({ ...head, capacity: 0, resident: 0, layers: [] })
-    const held = (await engine.get()).experts()
+    if (engine.state !== 'ready') return c.json({ ...head, shares: [], capacity: 0, resident: 0, layers: [] })
+    const ready = await engine.get()
+    const held = ready.experts()
     const row = (values: Iterable<number>, layer: number) =>
       Array.from(values).slice(layer * held.experts, (layer + 1) * held.experts)
     return c.json({
       ...head,
+      shares: sharesOf(ready.manifest.config.gate).map(([share]) => share),
       expert_bytes: held.expertBytes,
       capacity: held.capacity,
       resident: held.resident,
