@@ -96,7 +96,15 @@ describe('a checkpoint', () => {
 
     const shown = await run('inspect', at('tiny'))
     expect(shown.code).toBe(0)
-    for (const word of ['clamped_linear', '3 x 4', 'embed_tokens.weight', 'chat', '5.25', '43.8 %']) {
+    for (const word of [
+      'clamped_linear',
+      '3 x 4',
+      'embed_tokens.weight',
+      'chat',
+      'share asked for',
+      '5.25',
+      '43.8 %',
+    ]) {
       expect(shown.stdout).toContain(word)
     }
 

@@ -65,7 +65,7 @@ export const Manifest = z.strictObject({
   }),
   /** How often each expert is routed, [layers][experts], from 0 to 1, measured by the packer or the trainer. */
   profile: z.array(z.array(z.number().min(0).max(1))).optional(),
-  /** Active share → measured quality, one row per share that was evaluated. */
+  /** Share asked for → measured quality, one row per share and text that were evaluated. */
   quality: z
     .array(z.strictObject({ share: z.number(), text: z.string(), perplexity: z.number(), kl: z.number() }))
     .optional(),

@@ -149,7 +149,7 @@ function errorTable({ quantisation }: Manifest): string {
 function qualityTable({ quality }: Manifest): string | undefined {
   if (!quality) return undefined
   return table(
-    ['quality on', 'active share', 'perplexity', 'KL to the teacher'],
+    ['quality on', 'share asked for', 'perplexity', 'KL to the teacher'],
     quality.map(({ share, text, perplexity, kl }) => [
       text,
       percent(share),
