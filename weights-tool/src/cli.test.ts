@@ -141,6 +141,11 @@ describe('a checkpoint', () => {
       code: 1,
       stderr: expect.stringContaining('a multiple of 16 is needed'),
     })
+    const coarse = ['--embedding', 'q4', '--fine-rows', '96']
+    expect(await run('pack', checkpoint, '--out', at('none'), ...coarse)).toMatchObject({
+      code: 1,
+      stderr: expect.stringContaining('--embedding q4 leaves no rows for --fine-rows'),
+    })
   })
 
   it('gives the same manifest every time, and replaces a pack only when told to', async () => {

@@ -3,6 +3,7 @@
  * `weights-tool pack`: a checkpoint → a pack directory.
  */
 import { basename, resolve } from 'node:path'
+import { SparsedgeError } from '@sparsedge/engine/errors'
 import { TILE_ROWS } from '@sparsedge/engine/pack/layout'
 import type { Manifest } from '@sparsedge/engine/pack/manifest'
 import { Command, InvalidArgumentError, Option } from 'commander'
@@ -81,6 +82,10 @@ export function packCommand(): Command {
 }
 
 async function runPack(path: string, flags: Flags): Promise<void> {
+  if (flags.embedding === 'q4' && flags.fineRows !== undefined) {
+    const message = '--embedding q4 leaves no rows for --fine-rows to keep at 8 bits; leave one of them out'
+    throw new SparsedgeError('invalid_request', message)
+  }
   const name = flags.name ?? basename(resolve(flags.out)).toLowerCase()
   const checkpoint = await openCheckpoint(path, flags)
   try {
