@@ -31,10 +31,11 @@ const READ = /* wgsl */ `
 `
 
 export async function measureCard(adapter: GPUAdapter, gpu: GPUDevice, smallest: boolean): Promise<Card> {
+  // Deno gives the PCI number of the vendor instead of its name.
   const { vendor, architecture, description } = adapter.info
   const dispatches = smallest ? 50 : 1000
   return {
-    adapter: [vendor, architecture, description].filter(Boolean).join(' '),
+    adapter: description || [vendor, architecture].filter(Boolean).join(' '),
     dispatchUs: await chain(gpu, dispatches, false),
     boundDispatchUs: await chain(gpu, dispatches, true),
     readbackMs: await readback(gpu, smallest ? 3 : 30),
