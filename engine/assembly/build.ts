@@ -13,7 +13,7 @@ import asc from 'assemblyscript/asc'
 const FLAGS = ['-O1', '--runtime', 'stub', '--importMemory', '--noAssert', '--enable', 'simd']
 
 /** Static data must end here, or nothing is built: the host lays everything else out from here on (`planMemory`). */
-const STATIC_BYTES = 1024
+const STATIC_BYTES = 2048
 
 const FEATURES = { plain: [], relaxed: ['--enable', 'relaxed-simd'] } as const
 export type Variant = keyof typeof FEATURES

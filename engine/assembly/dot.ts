@@ -31,43 +31,66 @@ export function useQuads(yes: bool): void {
 // A 16-byte vector of weights holds 4 rows x 8 columns: byte i of a row has column i in its low nibble and column 4 + i
 // in its high one. It is taken in parts of 4 columns (relaxed) or 2 (plain), each against as many codes, in all lanes.
 //
-// Masks are locals of the kernels, because V8 builds a vector constant anew, in three instructions, wherever one is used
-// inside a loop, but keeps a local in a register.
+// Masks come from memory, once a kernel: V8 builds a vector constant anew, in three instructions, wherever one is used inside
+// a loop, often even where a local holds it, but keeps what it has loaded in a register.
+const MASKS = memory.data<u32>([0x000f000f, 0x00f000f0, 0x0f000f00, 0x0f0f0f0f])
 
 /** The mask of the first part: relaxed, columns 0 to 3; plain, columns 0 and 2. */
 @inline
 export function mask0(): v128 {
-  return ASC_FEATURE_RELAXED_SIMD ? i8x16.splat(0x0f) : i16x8.splat(0x000f)
+  return ASC_FEATURE_RELAXED_SIMD ? v128.load32_splat(MASKS, 12) : v128.load32_splat(MASKS)
 }
 
 /** Plain: columns 4 and 6, which are worth 16 times themselves where they stand. */
 @inline
 export function mask1(): v128 {
-  return i16x8.splat(0x00f0)
+  return v128.load32_splat(MASKS, 4)
 }
 
 /** Plain: columns 1 and 3, worth 256 times themselves. Columns 5 and 7 come by a shift. */
 @inline
 export function mask2(): v128 {
-  return i16x8.splat(0x0f00)
+  return v128.load32_splat(MASKS, 8)
 }
 
 /** Part 1 of a vector of weights: relaxed, columns 4 to 7; plain, see above. */
 @inline
-export function part1(weights: v128, mask0: v128, mask1: v128): v128 {
+function part1(weights: v128, mask0: v128, mask1: v128): v128 {
   if (ASC_FEATURE_RELAXED_SIMD) return v128.and(i16x8.shr_u(weights, 4), mask0)
   return v128.and(weights, mask1)
 }
 
 /** sum + part · codes. The sums of 16-bit lanes stay below 16 · 15 · 127 = 30480 over a block, so they cannot overflow. */
 @inline
-export function dot<T>(sum: v128, weights: v128, codes: v128): v128 {
+function dot<T>(sum: v128, weights: v128, codes: v128): v128 {
   if (ASC_FEATURE_RELAXED_SIMD) {
     // The second operand is below 128: the one case in which all machines agree.
     if (sizeof<T>() === 4) return i32x4.relaxed_dot_i8x16_i7x16_add_s(codes, weights, sum)
     return i16x8.add(sum, i16x8.relaxed_dot_i8x16_i7x16_s(codes, weights))
   }
   return i32x4.add(sum, i32x4.dot_i16x8_s(weights, codes))
+}
+
+/** sum + parts 0 and 1 of a vector of weights · their codes: relaxed, all 8 columns. */
+@inline
+export function addParts01<T>(sum: v128, weights: v128, x0: v128, x1: v128, mask0: v128, mask1: v128): v128 {
+  return dot<T>(dot<T>(sum, v128.and(weights, mask0), x0), part1(weights, mask0, mask1), x1)
+}
+
+/** sum + parts 2 and 3: plain, the other columns. */
+@inline
+export function addParts23<T>(sum: v128, weights: v128, x2: v128, x3: v128, mask2: v128): v128 {
+  return dot<T>(dot<T>(sum, v128.and(weights, mask2), x2), i16x8.shr_u(weights, 12), x3)
+}
+
+/** Relaxed: a vector of weights · the codes of its columns, with which a sum begins. */
+@inline
+export function columns<T>(weights: v128, x0: v128, x1: v128, mask0: v128): v128 {
+  const low = v128.and(weights, mask0)
+  if (sizeof<T>() === 4) {
+    return dot<T>(i32x4.relaxed_dot_i8x16_i7x16_add_s(x0, low, i32x4.splat(0)), part1(weights, mask0, mask0), x1)
+  }
+  return dot<T>(i16x8.relaxed_dot_i8x16_i7x16_s(x0, low), part1(weights, mask0, mask0), x1)
 }
 
 // With the block's scales s and zero points z of eight rows as i16x8, s · (8 Σ q·code - z · Σ code) of four of them is
@@ -88,7 +111,7 @@ export function factors<T>(s: v128, high: bool): v128 {
 }
 
 @inline
-export function scaled<T>(sum: v128, factor: v128): v128 {
+function scaled<T>(sum: v128, factor: v128): v128 {
   if (ASC_FEATURE_RELAXED_SIMD && sizeof<T>() === 2) return i32x4.dot_i16x8_s(sum, factor)
   return i32x4.mul(ASC_FEATURE_RELAXED_SIMD ? sum : i32x4.shr_s(sum, 5), factor)
 }

@@ -4,11 +4,14 @@
  * them share the row scales of the down projection, so that their sum stays unscaled until the end.
  */
 import { gatesOf, routedOf } from './gate.ts'
-import { layerAt, Matrix, model } from './model.ts'
-import { multiply, planeBytes } from './multiply.ts'
+import { Layer, layerAt, Matrix, model } from './model.ts'
+import { listTerms, multiply, planeBytes, sumTerms, TERM } from './multiply.ts'
 import { multiply4 } from './multiply4.ts'
 import { quantise, recordBytes } from './record.ts'
 import { addScaledRows, clear, exp4 } from './vector.ts'
+
+/** Experts that a single token's step reads side by side, since each is a short stream of its own (findings.md). */
+const GROUP: i32 = 4
 
 /**
  * x += shared(h) + Σ g_i · E_i(h) for `count` tokens. The first `routed` entries of the layer's list must be in the
@@ -24,24 +27,48 @@ export function experts(index: i32, count: i32, routed: i32): i32 {
     for (let t = 0; t < count; t++) assign(t, t, 1)
     run(layer.sharedGateUp, layer.sharedDown, model.sharedUnits, count)
   }
-  const units = model.expertUnits
-  const gateUp = model.expertGateUp
-  const down = model.expertDown
-  let pairs = 0
-  for (let i = 0; i < routed; i++) {
-    const expert = <i32>load<u16>(routedOf(index) + ((<usize>i) << 1))
-    gateUp.tiles = model.arena + <usize>load<i32>(model.slots + ((<usize>i) << 2)) * model.slotBytes
-    gateUp.scales = layer.expertScales + ((<usize>(expert * units)) << 3)
-    down.tiles = gateUp.tiles + <usize>gateUp.planes * planeBytes(2 * units, hidden)
-    const assigned = assignRouted(index, expert, count)
-    run(gateUp, down, units, assigned)
-    pairs += assigned
-  }
+  const pairs = count === 1 ? together(index, layer, routed) : oneByOne(index, layer, routed, count)
   for (let t = 0; t < count; t++) {
     const at = (<usize>(t * hidden)) << 2
     addScaledRows(model.x + at, model.sum + at, layer.downScales, hidden)
   }
   return pairs
+}
+
+/** Several tokens: each expert for all that route it. */
+function oneByOne(index: i32, layer: Layer, routed: i32, count: i32): i32 {
+  let pairs = 0
+  for (let i = 0; i < routed; i++) {
+    const expert = locate(index, layer, i)
+    const assigned = assignRouted(index, expert, count)
+    run(model.expertGateUp, model.expertDown, model.expertUnits, assigned)
+    pairs += assigned
+  }
+  return pairs
+}
+
+/** One token: a few experts at a time. */
+function together(index: i32, layer: Layer, routed: i32): i32 {
+  for (let first = 0; first < routed; first += GROUP) {
+    const count = min(routed - first, GROUP)
+    for (let i = 0; i < count; i++) {
+      const expert = locate(index, layer, first + i)
+      join(i, model.expertGateUp, model.expertDown, load<f32>(gatesOf(index) + ((<usize>expert) << 2)))
+    }
+    group(count, model.expertGateUp.planes, model.expertDown.planes, model.expertUnits, 0)
+  }
+  return routed
+}
+
+/** Points the model's expert matrices to the one in place `i` of the layer's list. @returns its number */
+function locate(index: i32, layer: Layer, i: i32): i32 {
+  const expert = <i32>load<u16>(routedOf(index) + ((<usize>i) << 1))
+  const units = model.expertUnits
+  const gateUp = model.expertGateUp
+  gateUp.tiles = model.arena + <usize>load<i32>(model.slots + ((<usize>i) << 2)) * model.slotBytes
+  gateUp.scales = layer.expertScales + ((<usize>(expert * units)) << 3)
+  model.expertDown.tiles = gateUp.tiles + <usize>gateUp.planes * planeBytes(2 * units, model.hidden)
+  return expert
 }
 
 // ---- Which tokens an expert sees ----------------------------------------------------------------------------------
@@ -79,19 +106,13 @@ function assignRouted(layer: i32, expert: i32, count: i32): i32 {
 /** sum[token] += weight · down · (silu(gate h) ⊙ up h), unscaled, for the `count` assigned tokens. */
 function run(gateUp: Matrix, down: Matrix, units: i32, count: i32): void {
   for (let i = 0; i < count; i += 4) {
-    if (count - i === 1) one(gateUp, down, units, i)
-    else four(gateUp, down, units, i, min(count - i, 4))
+    if (count - i > 1) {
+      four(gateUp, down, units, i, min(count - i, 4))
+    } else {
+      join(0, gateUp, down, assignedWeight(i))
+      group(1, gateUp.planes, down.planes, units, assignedToken(i))
+    }
   }
-}
-
-function one(gateUp: Matrix, down: Matrix, units: i32, i: i32): void {
-  const hidden = model.hidden
-  const token = assignedToken(i)
-  clear(model.gateUp, (<usize>units) << 3)
-  multiply(gateUp.tiles, gateUp.planes, units >>> 3, hidden >>> 5, recordOf(token), model.gateUp)
-  activate(model.gateUp, gateUp.scales, units)
-  quantise(model.gateUp, units, model.unitRecords, assignedWeight(i))
-  multiply(down.tiles, down.planes, hidden >>> 4, units >>> 5, model.unitRecords, sumOf(token))
 }
 
 /** Assigned tokens i … i + 3, of which the first `real` exist; the rest repeat one of them and their result is dropped. */
@@ -140,6 +161,76 @@ function four(gateUp: Matrix, down: Matrix, units: i32, i: i32, real: i32): void
     real > 3 ? sumOf(d) : model.dropped,
   )
 }
+
+// ---- A group of experts for one token ---------------------------------------------------------------------------------
+
+/** What a token needs of an expert: its tiles, the row scales of its gate and up, and its weight. */
+@unmanaged
+class Member {
+  gateUp: usize
+  scales: usize
+  down: usize
+  weight: f32
+}
+
+const MEMBER_BYTES = offsetof<Member>()
+const MEMBERS = memory.data(64)
+
+@inline
+function memberAt(i: i32): Member {
+  return changetype<Member>(MEMBERS + <usize>i * MEMBER_BYTES)
+}
+
+function join(i: i32, gateUp: Matrix, down: Matrix, weight: f32): void {
+  const member = memberAt(i)
+  member.gateUp = gateUp.tiles
+  member.scales = gateUp.scales
+  member.down = down.tiles
+  member.weight = weight
+}
+
+/**
+ * sum[token] += Σ weight · down · (silu(gate h) ⊙ up h), unscaled, of the first `count` members: gate and up of all of them
+ * a block of each in turn, then down row tile by row tile, a member after the other.
+ */
+function group(count: i32, gateUpPlanes: i32, downPlanes: i32, units: i32, token: i32): void {
+  const hidden = model.hidden
+  const blocks = hidden >>> 5
+  const values = model.gateUp
+  const stride = (<usize>units) << 3
+  clear(values, stride * <usize>count)
+  if (count === 1) {
+    multiply(memberAt(0).gateUp, gateUpPlanes, units >>> 3, blocks, recordOf(token), values)
+  } else {
+    const plane = planeBytes(2 * units, hidden)
+    for (let i = 0; i < count; i++) {
+      const at = model.terms + <usize>i * TERM
+      const out = values + <usize>i * stride
+      listTerms(at, <usize>count * TERM, memberAt(i).gateUp, gateUpPlanes, plane, blocks, recordOf(token), out)
+    }
+    sumTerms(count * gateUpPlanes * blocks, units >>> 3, blocks)
+  }
+  const recordStride = recordBytes(units)
+  for (let i = 0; i < count; i++) {
+    const at = values + <usize>i * stride
+    activate(at, memberAt(i).scales, units)
+    quantise(at, units, model.unitRecords + <usize>i * recordStride, memberAt(i).weight)
+  }
+  const unitBlocks = units >>> 5
+  if (count === 1) {
+    multiply(memberAt(0).down, downPlanes, hidden >>> 4, unitBlocks, model.unitRecords, sumOf(token))
+  } else {
+    const plane = planeBytes(hidden, units)
+    let at = model.terms
+    for (let i = 0; i < count; i++) {
+      const records = model.unitRecords + <usize>i * recordStride
+      at = listTerms(at, TERM, memberAt(i).down, downPlanes, plane, unitBlocks, records, sumOf(token))
+    }
+    sumTerms(count * downPlanes * unitBlocks, hidden >>> 4, unitBlocks)
+  }
+}
+
+// ---- Places -----------------------------------------------------------------------------------------------------------
 
 @inline
 function recordOf(token: i32): usize {

@@ -94,6 +94,7 @@ export class Model {
   unitRecords: usize // record [4, units / 32]
   dropped: usize // f32 [hidden]: output nobody reads
   tileBest: usize // f32 [vocab / 16]: the best logit of each tile of the head
+  terms: usize // Term [4, 2, longest row / 32]: what a row tile is the sum of (multiply.ts)
 }
 
 /** Tokens of a chunk. */

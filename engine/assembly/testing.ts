@@ -3,6 +3,7 @@
  * Entry point of the kernels' unit tests (src/backends/wasm/kernels.test.ts): what index.ts keeps to itself.
  */
 import { probe, useQuads } from './dot.ts'
+import { bind, model } from './model.ts'
 import { multiply } from './multiply.ts'
 import { multiply4 } from './multiply4.ts'
 import { normalise, quantise, RECORD } from './record.ts'
@@ -13,8 +14,14 @@ function exponentials(from: usize, to: usize, count: i32): void {
   for (let i: usize = 0; i < (<usize>count) << 2; i += 16) v128.store(to + i, exp4(v128.load(from + i)))
 }
 
+/** Binds a model that has nothing but room for a list of terms. */
+function bindTerms(address: usize, terms: usize): void {
+  bind(address)
+  model.terms = terms
+}
+
 function recordSize(): i32 {
   return <i32>RECORD
 }
 
-export { exponentials, multiply, multiply4, normalise, probe, quantise, recordSize, useQuads }
+export { bindTerms, exponentials, multiply, multiply4, normalise, probe, quantise, recordSize, useQuads }

@@ -4,7 +4,7 @@
  * out.
  */
 import { model } from './model.ts'
-import { FINE, plane1, planeBytes } from './multiply.ts'
+import { FINE, listTerms, multiply, planeBytes, sumTerms, TERM } from './multiply.ts'
 import { normalise } from './record.ts'
 import { writeAngles } from './rope.ts'
 import { clear, maxLanes, scaleRows } from './vector.ts'
@@ -67,7 +67,7 @@ export function head(t: i32): void {
   const logits = model.logits
   normalise(model.x + ((<usize>(t * hidden)) << 2), model.norm, model.normEps, hidden, model.h, model.records)
   clear(logits, (<usize>tiles) << 6)
-  plane1(matrix.tiles, tiles, blocks, model.records, logits, 1)
+  multiply(matrix.tiles, 1, tiles, blocks, model.records, logits)
   if (matrix.planes > 1) refine(tiles, blocks)
   scaleRows(logits, logits, matrix.scales, tiles << 4)
 }
@@ -85,7 +85,8 @@ function refine(tiles: i32, blocks: i32): void {
   const fineTiles = (model.head.fineRows + 15) >>> 4
   for (let tile = 0; tile < fineTiles; tile++) {
     if (load<f32>(best + ((<usize>tile) << 2)) >= top - REFINED_RANGE) {
-      plane1(second, 1, blocks, model.records, model.logits + ((<usize>tile) << 6), FINE)
+      listTerms(model.terms, TERM, second, 1, 0, blocks, model.records, model.logits + ((<usize>tile) << 6), FINE)
+      sumTerms(blocks, 1, blocks)
     }
     second += planeBytes(16, model.hidden)
   }

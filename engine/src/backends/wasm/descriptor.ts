@@ -126,5 +126,6 @@ export function writeDescriptor(buffer: ArrayBuffer, manifest: Manifest, plan: P
     scratch.unitRecords,
     scratch.dropped,
     scratch.tileBest,
+    scratch.terms,
   )
 }

@@ -3,6 +3,10 @@ import { describe, expect, it } from 'vitest'
 import { compile } from '../../../assembly/build.ts'
 import { dequantise, encodePlane, type Plane, planes, type QuantisedLayout } from '../../pack/layout.ts'
 
+// Where the model is bound that the kernels look up their list of terms in, and the list.
+const MODEL = 1 << 11
+const TERMS = 1 << 15
+
 const memory = new WebAssembly.Memory({ initial: 64 })
 const floats = new Float32Array(memory.buffer)
 const bytes = new Uint8Array(memory.buffer)
@@ -19,6 +23,7 @@ async function load(variant: 'plain' | 'relaxed', quads = false) {
     return Number(kernel(...args))
   }
   call('useQuads', quads ? 1 : 0)
+  call('bindTerms', MODEL, TERMS)
   return { name: quads ? `${variant}, quads` : variant, call, recordSize: call('recordSize') }
 }
 

@@ -20,13 +20,15 @@ export const PAGE_TOKENS = 32
 /** Query rows that attention takes at a time. */
 const ROWS = 3
 
-/** The module's static data end below (the tables of AssemblyScript's trigonometry, 200 bytes). */
-const STATIC_BYTES = 1024
+/** The module's static data end below (engine/assembly/build.ts). */
+const STATIC_BYTES = 2048
 /** Bytes of the descriptor: a fixed part and a part for each layer, with room to spare. */
 const DESCRIPTOR_BYTES = { model: 1024, layer: 128 }
 /** Bytes of the larger of the two builds' activation records, one a block of 32. */
 const RECORD_BYTES = 80
 const BLOCK = 32
+/** A term of a sum: `Term` of engine/assembly/multiply.ts. */
+const TERM_BYTES = 16
 const ALIGNMENT = 64
 const WASM_PAGE = 65536
 
@@ -124,6 +126,7 @@ function scratchBytes({ config }: Manifest, pages: number) {
     unitRecords: 4 * records(units),
     dropped: hidden * 4,
     tileBest: tiles * 4,
+    terms: 4 * 2 * (Math.max(hidden, width, units) / BLOCK) * TERM_BYTES,
   }
 }
 
