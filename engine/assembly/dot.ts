@@ -60,13 +60,20 @@ function part1(weights: v128, mask0: v128, mask1: v128): v128 {
   return v128.and(weights, mask1)
 }
 
+/** Relaxed: part · codes, with which a sum begins. */
+@inline
+function product<T>(weights: v128, codes: v128): v128 {
+  // The second operand is below 128: the one case in which all machines agree.
+  if (sizeof<T>() === 4) return i32x4.relaxed_dot_i8x16_i7x16_add_s(codes, weights, i32x4.splat(0))
+  return i16x8.relaxed_dot_i8x16_i7x16_s(codes, weights)
+}
+
 /** sum + part · codes. The sums of 16-bit lanes stay below 16 · 15 · 127 = 30480 over a block, so they cannot overflow. */
 @inline
 function dot<T>(sum: v128, weights: v128, codes: v128): v128 {
   if (ASC_FEATURE_RELAXED_SIMD) {
-    // The second operand is below 128: the one case in which all machines agree.
     if (sizeof<T>() === 4) return i32x4.relaxed_dot_i8x16_i7x16_add_s(codes, weights, sum)
-    return i16x8.add(sum, i16x8.relaxed_dot_i8x16_i7x16_s(codes, weights))
+    return i16x8.add(sum, product<T>(weights, codes))
   }
   return i32x4.add(sum, i32x4.dot_i16x8_s(weights, codes))
 }
@@ -86,19 +93,15 @@ export function addParts23<T>(sum: v128, weights: v128, x2: v128, x3: v128, mask
 /** Relaxed: a vector of weights · the codes of its columns, with which a sum begins. */
 @inline
 export function columns<T>(weights: v128, x0: v128, x1: v128, mask0: v128): v128 {
-  const low = v128.and(weights, mask0)
-  if (sizeof<T>() === 4) {
-    return dot<T>(i32x4.relaxed_dot_i8x16_i7x16_add_s(x0, low, i32x4.splat(0)), part1(weights, mask0, mask0), x1)
-  }
-  return dot<T>(i16x8.relaxed_dot_i8x16_i7x16_s(x0, low), part1(weights, mask0, mask0), x1)
+  return dot<T>(product<T>(v128.and(weights, mask0), x0), part1(weights, mask0, mask0), x1)
 }
 
 // With the block's scales s and zero points z of eight rows as i16x8, s · (8 Σ q·code - z · Σ code) of four of them is
-// scaled(sum, factors) - Σ code · products, where the factors and products are made once for all tokens.
+// scaled(sum, factors) - Σ code · products. Several tokens with the same s and z share the making of factors and products.
 
 /** What turns a sum of rows 0 to 3 (or 4 to 7) into 8 s Σ q·code. */
 @inline
-export function factors<T>(s: v128, high: bool): v128 {
+function factors<T>(s: v128, high: bool): v128 {
   if (ASC_FEATURE_RELAXED_SIMD && sizeof<T>() === 2) {
     // 8 s for each of a row's two 16-bit sums.
     const eightfold = i16x8.shl(s, 3)
@@ -118,13 +121,35 @@ function scaled<T>(sum: v128, factor: v128): v128 {
 
 /** s · z of rows 0 to 3 (or 4 to 7), from the products of all eight, which fit 16 unsigned bits. */
 @inline
-export function products(sz: v128, high: bool): v128 {
+function products(sz: v128, high: bool): v128 {
   return high ? i32x4.extend_high_i16x8_u(sz) : i32x4.extend_low_i16x8_u(sz)
 }
 
 /** y + scale · (s · (8 Σ q·code - z · Σ code)) for four rows. */
 @inline
-export function settle<T>(y: v128, sum: v128, factor: v128, product: v128, codeSum: v128, scale: v128): v128 {
+function settle<T>(y: v128, sum: v128, factor: v128, product: v128, codeSum: v128, scale: v128): v128 {
   const level = i32x4.sub(scaled<T>(sum, factor), i32x4.mul(codeSum, product))
   return f32x4.add(y, f32x4.mul(scale, f32x4.convert_i32x4_s(level)))
+}
+
+/**
+ * out[8] += a block: scale · (s · (8 Σ q·code - z · Σ code)) of eight rows.
+ *
+ * @param low sums of rows 0 to 3, `high` of rows 4 to 7
+ * @param s scales of all eight as i16x8, `sz` the same times their zero points
+ */
+@inline
+export function settleRows<T>(
+  out: usize,
+  low: v128,
+  high: v128,
+  s: v128,
+  sz: v128,
+  codeSum: v128,
+  scale: v128,
+): void {
+  const y0 = v128.load(out)
+  v128.store(out, settle<T>(y0, low, factors<T>(s, false), products(sz, false), codeSum, scale))
+  const y1 = v128.load(out, 16)
+  v128.store(out, settle<T>(y1, high, factors<T>(s, true), products(sz, true), codeSum, scale), 16)
 }

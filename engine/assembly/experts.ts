@@ -53,9 +53,13 @@ function together(index: i32, layer: Layer, routed: i32): i32 {
     const count = min(routed - first, GROUP)
     for (let i = 0; i < count; i++) {
       const expert = locate(index, layer, first + i)
-      join(i, model.expertGateUp, model.expertDown, load<f32>(gatesOf(index) + ((<usize>expert) << 2)))
+      const member = memberAt(i)
+      member.gateUp = model.expertGateUp.tiles
+      member.scales = model.expertGateUp.scales
+      member.down = model.expertDown.tiles
+      member.weight = load<f32>(gatesOf(index) + ((<usize>expert) << 2))
     }
-    group(count, model.expertGateUp.planes, model.expertDown.planes, model.expertUnits, 0)
+    group(count)
   }
   return routed
 }
@@ -106,13 +110,19 @@ function assignRouted(layer: i32, expert: i32, count: i32): i32 {
 /** sum[token] += weight · down · (silu(gate h) ⊙ up h), unscaled, for the `count` assigned tokens. */
 function run(gateUp: Matrix, down: Matrix, units: i32, count: i32): void {
   for (let i = 0; i < count; i += 4) {
-    if (count - i > 1) {
-      four(gateUp, down, units, i, min(count - i, 4))
-    } else {
-      join(0, gateUp, down, assignedWeight(i))
-      group(1, gateUp.planes, down.planes, units, assignedToken(i))
-    }
+    if (count - i === 1) one(gateUp, down, units, i)
+    else four(gateUp, down, units, i, min(count - i, 4))
   }
+}
+
+function one(gateUp: Matrix, down: Matrix, units: i32, i: i32): void {
+  const hidden = model.hidden
+  const token = assignedToken(i)
+  clear(model.gateUp, (<usize>units) << 3)
+  multiply(gateUp.tiles, gateUp.planes, units >>> 3, hidden >>> 5, recordOf(token), model.gateUp)
+  activate(model.gateUp, gateUp.scales, units)
+  quantise(model.gateUp, units, model.unitRecords, assignedWeight(i))
+  multiply(down.tiles, down.planes, hidden >>> 4, units >>> 5, model.unitRecords, sumOf(token))
 }
 
 /** Assigned tokens i … i + 3, of which the first `real` exist; the rest repeat one of them and their result is dropped. */
@@ -162,9 +172,9 @@ function four(gateUp: Matrix, down: Matrix, units: i32, i: i32, real: i32): void
   )
 }
 
-// ---- A group of experts for one token ---------------------------------------------------------------------------------
+// ---- A group of routed experts for one token -------------------------------------------------------------------------
 
-/** What a token needs of an expert: its tiles, the row scales of its gate and up, and its weight. */
+/** What the token needs of an expert: its tiles, the row scales of its gate and up, and its weight. */
 @unmanaged
 class Member {
   gateUp: usize
@@ -181,53 +191,41 @@ function memberAt(i: i32): Member {
   return changetype<Member>(MEMBERS + <usize>i * MEMBER_BYTES)
 }
 
-function join(i: i32, gateUp: Matrix, down: Matrix, weight: f32): void {
-  const member = memberAt(i)
-  member.gateUp = gateUp.tiles
-  member.scales = gateUp.scales
-  member.down = down.tiles
-  member.weight = weight
-}
-
 /**
- * sum[token] += Σ weight · down · (silu(gate h) ⊙ up h), unscaled, of the first `count` members: gate and up of all of them
- * a block of each in turn, then down row tile by row tile, a member after the other.
+ * sum[0] += Σ weight · down · (silu(gate h) ⊙ up h), unscaled, of the first `count` members: gate and up of all of them a
+ * block of each in turn, then down row tile by row tile, a member after the other.
  */
-function group(count: i32, gateUpPlanes: i32, downPlanes: i32, units: i32, token: i32): void {
+function group(count: i32): void {
   const hidden = model.hidden
+  const units = model.expertUnits
   const blocks = hidden >>> 5
-  const values = model.gateUp
-  const stride = (<usize>units) << 3
-  clear(values, stride * <usize>count)
-  if (count === 1) {
-    multiply(memberAt(0).gateUp, gateUpPlanes, units >>> 3, blocks, recordOf(token), values)
-  } else {
-    const plane = planeBytes(2 * units, hidden)
-    for (let i = 0; i < count; i++) {
-      const at = model.terms + <usize>i * TERM
-      const out = values + <usize>i * stride
-      listTerms(at, <usize>count * TERM, memberAt(i).gateUp, gateUpPlanes, plane, blocks, recordOf(token), out)
-    }
-    sumTerms(count * gateUpPlanes * blocks, units >>> 3, blocks)
-  }
-  const recordStride = recordBytes(units)
-  for (let i = 0; i < count; i++) {
-    const at = values + <usize>i * stride
-    activate(at, memberAt(i).scales, units)
-    quantise(at, units, model.unitRecords + <usize>i * recordStride, memberAt(i).weight)
-  }
   const unitBlocks = units >>> 5
-  if (count === 1) {
-    multiply(memberAt(0).down, downPlanes, hidden >>> 4, unitBlocks, model.unitRecords, sumOf(token))
-  } else {
-    const plane = planeBytes(hidden, units)
-    let at = model.terms
-    for (let i = 0; i < count; i++) {
-      const records = model.unitRecords + <usize>i * recordStride
-      at = listTerms(at, TERM, memberAt(i).down, downPlanes, plane, unitBlocks, records, sumOf(token))
-    }
-    sumTerms(count * downPlanes * unitBlocks, hidden >>> 4, unitBlocks)
+  const valueStride = (<usize>units) << 3
+  const recordStride = recordBytes(units)
+  const gateUpPlanes = model.expertGateUp.planes
+  const downPlanes = model.expertDown.planes
+  const gateUpPlane = planeBytes(2 * units, hidden)
+  const downPlane = planeBytes(hidden, units)
+  const step = <usize>count * TERM
+
+  clear(model.gateUp, valueStride * <usize>count)
+  for (let i = 0; i < count; i++) {
+    const at = model.terms + <usize>i * TERM
+    const values = model.gateUp + <usize>i * valueStride
+    listTerms(at, step, memberAt(i).gateUp, gateUpPlanes, gateUpPlane, blocks, recordOf(0), values)
   }
+  sumTerms(count * gateUpPlanes * blocks, units >>> 3, blocks)
+
+  let at = model.terms
+  for (let i = 0; i < count; i++) {
+    const member = memberAt(i)
+    const values = model.gateUp + <usize>i * valueStride
+    const records = model.unitRecords + <usize>i * recordStride
+    activate(values, member.scales, units)
+    quantise(values, units, records, member.weight)
+    at = listTerms(at, TERM, member.down, downPlanes, downPlane, unitBlocks, records, sumOf(0))
+  }
+  sumTerms(count * downPlanes * unitBlocks, hidden >>> 4, unitBlocks)
 }
 
 // ---- Places -----------------------------------------------------------------------------------------------------------

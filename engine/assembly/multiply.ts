@@ -14,7 +14,7 @@
  * older engines schedule a whole body at once and run out of registers (Node 20 loses a quarter of its speed on unrolled
  * ones); whatever runs the relaxed one does not, and there a block is one run of instructions.
  */
-import { addParts01, addParts23, columns, factors, mask0, mask1, mask2, products, quads, settle } from './dot.ts'
+import { addParts01, addParts23, columns, mask0, mask1, mask2, quads, settleRows } from './dot.ts'
 import { model } from './model.ts'
 import { RECORD, SCALE, SUM } from './record.ts'
 
@@ -48,21 +48,36 @@ export function multiply(
   records: usize,
   out: usize,
 ): void {
-  const each = rowTiles / STREAMS
-  const streams = each * blocks < LONG_STREAM ? 0 : STREAMS
   const plane = <usize>(rowTiles * blocks) * TILE
-  for (let i = 0; i < streams; i++) {
-    const first = <usize>(i * each)
-    const at = model.terms + <usize>i * TERM
-    const from = tiles + first * <usize>blocks * TILE
-    listTerms(at, <usize>streams * TERM, from, planes, plane, blocks, records, out + (first << 6))
+  const each = rowTiles / STREAMS
+  if (each * blocks >= LONG_STREAM) {
+    sideBySide(STREAMS, each, tiles, planes, plane, blocks, records, out)
+    const done = STREAMS * each
+    tiles += <usize>(done * blocks) * TILE
+    out += (<usize>done) << 6
+    rowTiles -= done
   }
-  if (streams > 0) sumTerms(streams * planes * blocks, each, blocks)
-  const done = streams * each
-  if (done === rowTiles) return
-  const from = tiles + <usize>(done * blocks) * TILE
-  listTerms(model.terms, TERM, from, planes, plane, blocks, records, out + ((<usize>done) << 6))
-  sumTerms(planes * blocks, rowTiles - done, blocks)
+  if (rowTiles > 0) sideBySide(1, rowTiles, tiles, planes, plane, blocks, records, out)
+}
+
+/** `streams` runs of `each` row tiles, end to end. */
+function sideBySide(
+  streams: i32,
+  each: i32,
+  tiles: usize,
+  planes: i32,
+  plane: usize,
+  blocks: i32,
+  records: usize,
+  out: usize,
+): void {
+  for (let i = 0; i < streams; i++) {
+    const at = model.terms + <usize>i * TERM
+    listTerms(at, <usize>streams * TERM, tiles, planes, plane, blocks, records, out)
+    tiles += <usize>(each * blocks) * TILE
+    out += (<usize>each) << 6
+  }
+  sumTerms(streams * planes * blocks, each, blocks)
 }
 
 // ---- Terms --------------------------------------------------------------------------------------------------------
@@ -200,16 +215,10 @@ function sumTermsAs<T>(count: i32, rowTiles: i32, blocks: i32): void {
       const out = term.out + outOffset
       let s = v128.load8x8_u(tile)
       let sz = i16x8.mul(s, v128.load8x8_u(tile, 16))
-      const y0 = v128.load(out)
-      v128.store(out, settle<T>(y0, i0, factors<T>(s, false), products(sz, false), codeSum, scale))
-      const y1 = v128.load(out, 16)
-      v128.store(out, settle<T>(y1, i1, factors<T>(s, true), products(sz, true), codeSum, scale), 16)
+      settleRows<T>(out, i0, i1, s, sz, codeSum, scale)
       s = v128.load8x8_u(tile, 8)
       sz = i16x8.mul(s, v128.load8x8_u(tile, 24))
-      const y2 = v128.load(out, 32)
-      v128.store(out, settle<T>(y2, i2, factors<T>(s, false), products(sz, false), codeSum, scale), 32)
-      const y3 = v128.load(out, 48)
-      v128.store(out, settle<T>(y3, i3, factors<T>(s, true), products(sz, true), codeSum, scale), 48)
+      settleRows<T>(out + 32, i2, i3, s, sz, codeSum, scale)
       term = changetype<Term>(changetype<usize>(term) + TERM)
     } while (--left)
     tileOffset += rowTileBytes

@@ -2,7 +2,7 @@
  * @module
  * The matrix of multiply.ts times four tokens at once, to the same bits.
  */
-import { addParts01, addParts23, columns, factors, mask0, mask1, mask2, products, quads, settle } from './dot.ts'
+import { addParts01, addParts23, columns, mask0, mask1, mask2, quads, settleRows } from './dot.ts'
 import { CODES, FINE, TILE } from './multiply.ts'
 import { RECORD, SCALE, SUM } from './record.ts'
 
@@ -220,34 +220,18 @@ function block4As<T>(
       const scales = tile + (half << 3)
       const s = v128.load8x8_u(scales)
       const sz = i16x8.mul(s, v128.load8x8_u(scales, 16))
-      const s0 = factors<T>(s, false)
-      const s1 = factors<T>(s, true)
-      const z0 = products(sz, false)
-      const z1 = products(sz, true)
-      let scale = v128.load(TOKENS, LANE_SCALE)
       let codeSum = v128.load(TOKENS, LANE_SUM)
-      let y = v128.load(out0)
-      v128.store(out0, settle<T>(y, i00, s0, z0, codeSum, scale))
-      y = v128.load(out0, 16)
-      v128.store(out0, settle<T>(y, i01, s1, z1, codeSum, scale), 16)
-      scale = v128.load(TOKENS, 1 * LANES + LANE_SCALE)
+      let scale = v128.load(TOKENS, LANE_SCALE)
+      settleRows<T>(out0, i00, i01, s, sz, codeSum, scale)
       codeSum = v128.load(TOKENS, 1 * LANES + LANE_SUM)
-      y = v128.load(out1)
-      v128.store(out1, settle<T>(y, i10, s0, z0, codeSum, scale))
-      y = v128.load(out1, 16)
-      v128.store(out1, settle<T>(y, i11, s1, z1, codeSum, scale), 16)
-      scale = v128.load(TOKENS, 2 * LANES + LANE_SCALE)
+      scale = v128.load(TOKENS, 1 * LANES + LANE_SCALE)
+      settleRows<T>(out1, i10, i11, s, sz, codeSum, scale)
       codeSum = v128.load(TOKENS, 2 * LANES + LANE_SUM)
-      y = v128.load(out2)
-      v128.store(out2, settle<T>(y, i20, s0, z0, codeSum, scale))
-      y = v128.load(out2, 16)
-      v128.store(out2, settle<T>(y, i21, s1, z1, codeSum, scale), 16)
-      scale = v128.load(TOKENS, 3 * LANES + LANE_SCALE)
+      scale = v128.load(TOKENS, 2 * LANES + LANE_SCALE)
+      settleRows<T>(out2, i20, i21, s, sz, codeSum, scale)
       codeSum = v128.load(TOKENS, 3 * LANES + LANE_SUM)
-      y = v128.load(out3)
-      v128.store(out3, settle<T>(y, i30, s0, z0, codeSum, scale))
-      y = v128.load(out3, 16)
-      v128.store(out3, settle<T>(y, i31, s1, z1, codeSum, scale), 16)
+      scale = v128.load(TOKENS, 3 * LANES + LANE_SCALE)
+      settleRows<T>(out3, i30, i31, s, sz, codeSum, scale)
       out0 += 32
       out1 += 32
       out2 += 32
