@@ -5,13 +5,10 @@
  */
 import { gatesOf, routedOf } from './gate.ts'
 import { Layer, layerAt, Matrix, model } from './model.ts'
-import { listTerms, multiply, planeBytes, sumTerms, TERM } from './multiply.ts'
+import { listTerms, multiply, planeBytes, streams, sumTerms, TERM } from './multiply.ts'
 import { multiply4 } from './multiply4.ts'
 import { quantise, recordBytes } from './record.ts'
 import { addScaledRows, clear, exp4 } from './vector.ts'
-
-/** Experts that a single token's step reads side by side, since each is a short stream of its own (findings.md). */
-const GROUP: i32 = 4
 
 /**
  * x += shared(h) + Σ g_i · E_i(h) for `count` tokens. The first `routed` entries of the layer's list must be in the
@@ -47,10 +44,11 @@ function oneByOne(index: i32, layer: Layer, routed: i32, count: i32): i32 {
   return pairs
 }
 
-/** One token: a few experts at a time. */
+/** One token: as many experts side by side as the machine reads streams, since each is a short stream of its own. */
 function together(index: i32, layer: Layer, routed: i32): i32 {
-  for (let first = 0; first < routed; first += GROUP) {
-    const count = min(routed - first, GROUP)
+  const most = streams()
+  for (let first = 0; first < routed; first += most) {
+    const count = min(routed - first, most)
     for (let i = 0; i < count; i++) {
       const expert = locate(index, layer, first + i)
       const member = memberAt(i)

@@ -21,8 +21,7 @@ import { RECORD, SCALE, SUM } from './record.ts'
 export const TILE: usize = 288
 /** Where a tile's codes begin, after its scales and zero points. */
 export const CODES: usize = 32
-/** Streams that a matrix is read in (see multiply), and the tiles below which one is not worth starting. */
-const STREAMS: i32 = 4
+/** Tiles below which a stream of its own is not worth starting. */
 const LONG_STREAM: i32 = 64
 /** Bytes of a record's codes that 8 columns take. */
 const STEP: usize = ASC_FEATURE_RELAXED_SIMD ? 8 : 16
@@ -36,10 +35,16 @@ export function planeBytes(rows: i32, cols: i32): usize {
 }
 
 /**
- * out[rowTiles · 16] += the matrix times one token's records, planes in order. The row tiles are read as several streams
- * side by side, a block of each in turn: a machine fetches only so many bytes ahead in one stream, and from a memory that
- * answers late one stream is slower than the arithmetic.
+ * How many streams of weights are read side by side, a block of each in turn. From a memory that answers late one stream is
+ * slower than the arithmetic, since a machine fetches only so many bytes ahead in each: where pairs are right (dot.ts), four
+ * are faster. The newest machines, those with quads, fetch far ahead in one or two streams and not at all in four, at a
+ * third of the speed; where nothing is known, which is the plain module's case, one loses least (docs/findings.md).
  */
+export function streams(): i32 {
+  return ASC_FEATURE_RELAXED_SIMD && !quads ? 4 : 1
+}
+
+/** out[rowTiles · 16] += the matrix times one token's records, planes in order. */
 export function multiply(
   tiles: usize,
   planes: i32,
@@ -49,10 +54,11 @@ export function multiply(
   out: usize,
 ): void {
   const plane = <usize>(rowTiles * blocks) * TILE
-  const each = rowTiles / STREAMS
+  const count = streams()
+  const each = rowTiles / count
   if (each * blocks >= LONG_STREAM) {
-    sideBySide(STREAMS, each, tiles, planes, plane, blocks, records, out)
-    const done = STREAMS * each
+    sideBySide(count, each, tiles, planes, plane, blocks, records, out)
+    const done = count * each
     tiles += <usize>(done * blocks) * TILE
     out += (<usize>done) << 6
     rowTiles -= done
@@ -60,9 +66,9 @@ export function multiply(
   if (rowTiles > 0) sideBySide(1, rowTiles, tiles, planes, plane, blocks, records, out)
 }
 
-/** `streams` runs of `each` row tiles, end to end. */
+/** `count` runs of `each` row tiles, end to end. */
 function sideBySide(
-  streams: i32,
+  count: i32,
   each: i32,
   tiles: usize,
   planes: i32,
@@ -71,13 +77,13 @@ function sideBySide(
   records: usize,
   out: usize,
 ): void {
-  for (let i = 0; i < streams; i++) {
+  for (let i = 0; i < count; i++) {
     const at = model.terms + <usize>i * TERM
-    listTerms(at, <usize>streams * TERM, tiles, planes, plane, blocks, records, out)
+    listTerms(at, <usize>count * TERM, tiles, planes, plane, blocks, records, out)
     tiles += <usize>(each * blocks) * TILE
     out += (<usize>each) << 6
   }
-  sumTerms(streams * planes * blocks, each, blocks)
+  sumTerms(count * planes * blocks, each, blocks)
 }
 
 // ---- Terms --------------------------------------------------------------------------------------------------------
