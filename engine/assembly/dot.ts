@@ -5,11 +5,14 @@
  */
 
 /**
- * How the relaxed module forms integers. Both ways are exact for our operands; which one is fast depends on the
- * machine, and the host finds out (src/backends/wasm/select.ts): true where a relaxed dot product with four bytes a lane
- * is one instruction (AVX-VNNI, ARM's dot product), false where it is three and pairs in 16-bit lanes are better.
+ * How the relaxed module forms integers. Every way is exact for the operands that it is given; which ones a machine allows,
+ * and which is fast there, the host finds out (src/backends/wasm/select.ts). A relaxed dot product of four bytes a lane is
+ *
+ * 0 three instructions, so that pairs in 16-bit lanes are better (T = i16 below);
+ * 1 one instruction, if the top bit of its second operand is not set (T = i32): ARM's dot product;
+ * 2 one instruction whose second operand is unsigned (T = u32): AVX-VNNI.
  */
-export let quads: bool = false
+let way: i32 = 0
 
 /**
  * Relaxed module: what this machine makes of a dot product whose second operand has its top bit set, which the
@@ -23,9 +26,21 @@ export function probe(): i32 {
   )
 }
 
-/** Relaxed module: chooses between the two ways above. */
-export function useQuads(yes: bool): void {
-  quads = yes
+/** Relaxed module: chooses between the ways above. */
+export function useDot(chosen: i32): void {
+  way = chosen
+}
+
+/** Whether sums are formed of pairs. */
+@inline
+export function inPairs(): bool {
+  return ASC_FEATURE_RELAXED_SIMD && way === 0
+}
+
+/** Whether weights may be any unsigned bytes. */
+@inline
+export function unsigned(): bool {
+  return ASC_FEATURE_RELAXED_SIMD && way === 2
 }
 
 // A 16-byte vector of weights holds 4 rows x 8 columns: byte i of a row has column i in its low nibble and column 4 + i
@@ -33,7 +48,7 @@ export function useQuads(yes: bool): void {
 //
 // Masks come from memory, once a kernel: V8 builds a vector constant anew, in three instructions, wherever one is used inside
 // a loop, often even where a local holds it, but keeps what it has loaded in a register.
-const MASKS = memory.data<u32>([0x000f000f, 0x00f000f0, 0x0f000f00, 0x0f0f0f0f])
+const MASKS = memory.data<u32>([0x000f000f, 0x00f000f0, 0x0f000f00, 0x0f0f0f0f, 0xf0f0f0f0])
 
 /** The mask of the first part: relaxed, columns 0 to 3; plain, columns 0 and 2. */
 @inline
@@ -53,6 +68,12 @@ export function mask2(): v128 {
   return v128.load32_splat(MASKS, 8)
 }
 
+/** Relaxed: the mask of columns 4 to 7 where they stand or, but for T = u32, have been shifted to. */
+@inline
+export function highMask<T>(): v128 {
+  return isSigned<T>() ? mask0() : v128.load32_splat(MASKS, 16)
+}
+
 /** Part 1 of a vector of weights: relaxed, columns 4 to 7; plain, see above. */
 @inline
 function part1(weights: v128, mask0: v128, mask1: v128): v128 {
@@ -63,7 +84,7 @@ function part1(weights: v128, mask0: v128, mask1: v128): v128 {
 /** Relaxed: part · codes, with which a sum begins. */
 @inline
 function product<T>(weights: v128, codes: v128): v128 {
-  // The second operand is below 128: the one case in which all machines agree.
+  // But for T = u32 the second operand is below 128: the one case in which all machines agree.
   if (sizeof<T>() === 4) return i32x4.relaxed_dot_i8x16_i7x16_add_s(codes, weights, i32x4.splat(0))
   return i16x8.relaxed_dot_i8x16_i7x16_s(codes, weights)
 }
@@ -94,6 +115,46 @@ export function addParts23<T>(sum: v128, weights: v128, x2: v128, x3: v128, mask
 @inline
 export function columns<T>(weights: v128, x0: v128, x1: v128, mask0: v128): v128 {
   return dot<T>(product<T>(v128.and(weights, mask0), x0), part1(weights, mask0, mask0), x1)
+}
+
+// For a single token, whose weights are unpacked for it alone, a block of unsigned quads has two sums, of columns 0 to 3 and
+// of columns 4 to 7, the latter 16 times its worth: that takes a mask where the others take a shift and a mask. The others
+// have one sum, which goes from `low` to `high` and back.
+
+/** Relaxed: columns 0 to 3 of a vector of weights · their codes, with which `low` begins. */
+@inline
+export function startLow<T>(weights: v128, x0: v128, mask0: v128): v128 {
+  return product<T>(v128.and(weights, mask0), x0)
+}
+
+/** Relaxed: columns 4 to 7, with which `high` begins. */
+@inline
+export function startHigh<T>(low: v128, weights: v128, x1: v128, highMask: v128): v128 {
+  const part = highPart<T>(weights, highMask)
+  return isSigned<T>() ? dot<T>(low, part, x1) : product<T>(part, x1)
+}
+
+/** Relaxed: `low` with columns 0 to 3. */
+@inline
+export function addLow<T>(low: v128, high: v128, weights: v128, x0: v128, mask0: v128): v128 {
+  return dot<T>(isSigned<T>() ? high : low, v128.and(weights, mask0), x0)
+}
+
+/** Relaxed: `high` with columns 4 to 7. */
+@inline
+export function addHigh<T>(low: v128, high: v128, weights: v128, x1: v128, highMask: v128): v128 {
+  return dot<T>(isSigned<T>() ? low : high, highPart<T>(weights, highMask), x1)
+}
+
+@inline
+function highPart<T>(weights: v128, highMask: v128): v128 {
+  return v128.and(isSigned<T>() ? i16x8.shr_u(weights, 4) : weights, highMask)
+}
+
+/** Relaxed: the sum of all columns. */
+@inline
+export function joined<T>(low: v128, high: v128): v128 {
+  return isSigned<T>() ? high : i32x4.add(low, i32x4.shr_s(high, 4))
 }
 
 // With the block's scales s and zero points z of eight rows as i16x8, s · (8 Σ q·code - z · Σ code) of four of them is

@@ -5,7 +5,7 @@
  */
 import { gatesOf, routedOf } from './gate.ts'
 import { Layer, layerAt, Matrix, model } from './model.ts'
-import { listTerms, multiply, planeBytes, streams, sumTerms, TERM } from './multiply.ts'
+import { expertStreams, listTerms, multiply, planeBytes, sumTerms, termAt } from './multiply.ts'
 import { multiply4 } from './multiply4.ts'
 import { quantise, recordBytes } from './record.ts'
 import { addScaledRows, clear, exp4 } from './vector.ts'
@@ -44,9 +44,9 @@ function oneByOne(index: i32, layer: Layer, routed: i32, count: i32): i32 {
   return pairs
 }
 
-/** One token: as many experts side by side as the machine reads streams, since each is a short stream of its own. */
+/** One token: a few experts at a time. */
 function together(index: i32, layer: Layer, routed: i32): i32 {
-  const most = streams()
+  const most = expertStreams()
   for (let first = 0; first < routed; first += most) {
     const count = min(routed - first, most)
     for (let i = 0; i < count; i++) {
@@ -204,26 +204,25 @@ function group(count: i32): void {
   const downPlanes = model.expertDown.planes
   const gateUpPlane = planeBytes(2 * units, hidden)
   const downPlane = planeBytes(hidden, units)
-  const step = <usize>count * TERM
 
   clear(model.gateUp, valueStride * <usize>count)
   for (let i = 0; i < count; i++) {
-    const at = model.terms + <usize>i * TERM
+    const tiles = memberAt(i).gateUp
     const values = model.gateUp + <usize>i * valueStride
-    listTerms(at, step, memberAt(i).gateUp, gateUpPlanes, gateUpPlane, blocks, recordOf(0), values)
+    listTerms(termAt(i), 1, count, tiles, gateUpPlanes, gateUpPlane, blocks, recordOf(0), values)
   }
   sumTerms(count * gateUpPlanes * blocks, units >>> 3, blocks)
 
-  let at = model.terms
+  const terms = downPlanes * unitBlocks
   for (let i = 0; i < count; i++) {
     const member = memberAt(i)
     const values = model.gateUp + <usize>i * valueStride
     const records = model.unitRecords + <usize>i * recordStride
     activate(values, member.scales, units)
     quantise(values, units, records, member.weight)
-    at = listTerms(at, TERM, member.down, downPlanes, downPlane, unitBlocks, records, sumOf(0))
+    listTerms(termAt(i * terms), 1, 1, member.down, downPlanes, downPlane, unitBlocks, records, sumOf(0))
   }
-  sumTerms(count * downPlanes * unitBlocks, hidden >>> 4, unitBlocks)
+  sumTerms(count * terms, hidden >>> 4, unitBlocks)
 }
 
 // ---- Places -----------------------------------------------------------------------------------------------------------

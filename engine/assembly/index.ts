@@ -7,11 +7,11 @@
  * exact, so that both give the same bits.
  */
 import { attention } from './attention.ts'
-import { probe, useQuads } from './dot.ts'
+import { probe, useDot } from './dot.ts'
 import { experts } from './experts.ts'
 import { ffnInput, gate, restrict } from './gate.ts'
 import { bind } from './model.ts'
 import { begin, head } from './vocabulary.ts'
 
 // In two steps: asc does not find `export … from './file.ts'`.
-export { attention, begin, bind, experts, ffnInput, gate, head, probe, restrict, useQuads }
+export { attention, begin, bind, experts, ffnInput, gate, head, probe, restrict, useDot }

@@ -14,7 +14,22 @@
  * older engines schedule a whole body at once and run out of registers (Node 20 loses a quarter of its speed on unrolled
  * ones); whatever runs the relaxed one does not, and there a block is one run of instructions.
  */
-import { addParts01, addParts23, columns, mask0, mask1, mask2, quads, settleRows } from './dot.ts'
+import {
+  addHigh,
+  addLow,
+  addParts01,
+  addParts23,
+  highMask,
+  inPairs,
+  joined,
+  mask0,
+  mask1,
+  mask2,
+  settleRows,
+  startHigh,
+  startLow,
+  unsigned,
+} from './dot.ts'
 import { model } from './model.ts'
 import { RECORD, SCALE, SUM } from './record.ts'
 
@@ -35,13 +50,27 @@ export function planeBytes(rows: i32, cols: i32): usize {
 }
 
 /**
- * How many streams of weights are read side by side, a block of each in turn. From a memory that answers late one stream is
- * slower than the arithmetic, since a machine fetches only so many bytes ahead in each: where pairs are right (dot.ts), four
- * are faster. The newest machines, those with quads, fetch far ahead in one or two streams and not at all in four, at a
- * third of the speed; where nothing is known, which is the plain module's case, one loses least (docs/findings.md).
+ * Weights are read as several streams side by side, some blocks of each in turn, because a machine fetches only so many
+ * bytes ahead in one, and from a memory that answers late one stream is slower than the arithmetic. What is best was
+ * measured (docs/findings.md): four streams on machines whose dot products are pairs; two, and two blocks at a time, on
+ * those with quads, which fetch nothing ahead in four. The plain module has more arithmetic to wait for than memory, and
+ * may run anywhere: one stream.
  */
-export function streams(): i32 {
-  return ASC_FEATURE_RELAXED_SIMD && !quads ? 4 : 1
+@inline
+function streams(): i32 {
+  if (inPairs()) return 4
+  return ASC_FEATURE_RELAXED_SIMD ? 2 : 1
+}
+
+/** Blocks of a stream in its turn, for matrices that are `blocks` wide. */
+@inline
+function turn(blocks: i32): i32 {
+  return inPairs() || (blocks & 1) !== 0 ? 1 : 2
+}
+
+/** How many experts are read side by side, each a short stream of its own. */
+export function expertStreams(): i32 {
+  return inPairs() ? 4 : 1
 }
 
 /** out[rowTiles · 16] += the matrix times one token's records, planes in order. */
@@ -66,7 +95,7 @@ export function multiply(
   if (rowTiles > 0) sideBySide(1, rowTiles, tiles, planes, plane, blocks, records, out)
 }
 
-/** `count` runs of `each` row tiles, end to end. */
+/** `count` streams of `each` row tiles, end to end. */
 function sideBySide(
   count: i32,
   each: i32,
@@ -77,9 +106,9 @@ function sideBySide(
   records: usize,
   out: usize,
 ): void {
+  const run = turn(blocks)
   for (let i = 0; i < count; i++) {
-    const at = model.terms + <usize>i * TERM
-    listTerms(at, <usize>count * TERM, tiles, planes, plane, blocks, records, out)
+    listTerms(termAt(i * run), run, count, tiles, planes, plane, blocks, records, out)
     tiles += <usize>(each * blocks) * TILE
     out += (<usize>each) << 6
   }
@@ -97,19 +126,27 @@ class Term {
   out: usize
 }
 
-export const TERM = offsetof<Term>()
+const TERM = offsetof<Term>()
+
+/** The list's place `i`. */
+@inline
+export function termAt(i: i32): usize {
+  return model.terms + <usize>i * TERM
+}
 
 /**
- * Lists what the first row tile of a matrix is the sum of: a term every `step` bytes from `at` on, so that several
- * matrices can take turns.
+ * Lists what the first row tile of a matrix is the sum of, so that several matrices can take turns.
  *
+ * @param at where the list of this matrix begins
+ * @param run terms of a turn; a divisor of `blocks`
+ * @param matrices how many take turns
  * @param plane bytes of one plane
  * @param factor what the first of the planes counts
- * @returns where the next term would be
  */
 export function listTerms(
   at: usize,
-  step: usize,
+  run: i32,
+  matrices: i32,
   tiles: usize,
   planes: i32,
   plane: usize,
@@ -117,38 +154,43 @@ export function listTerms(
   records: usize,
   out: usize,
   factor: f32 = 1,
-): usize {
+): void {
+  const others = <usize>((matrices - 1) * run) * TERM
   do {
     let tile = tiles
     let record = records
-    for (let block = 0; block < blocks; block++) {
-      const term = changetype<Term>(at)
-      term.tile = tile
-      term.record = record
-      term.factor = factor
-      term.out = out
-      tile += TILE
-      record += RECORD
-      at += step
+    for (let block = 0; block < blocks; block += run) {
+      for (let i = 0; i < run; i++) {
+        const term = changetype<Term>(at)
+        term.tile = tile
+        term.record = record
+        term.factor = factor
+        term.out = out
+        tile += TILE
+        record += RECORD
+        at += TERM
+      }
+      at += others
     }
     tiles += plane
     factor = FINE
   } while (--planes)
-  return at
 }
 
 /** Adds up the listed terms, in order, for this row tile and the next ones of matrices that are `blocks` wide. */
 export function sumTerms(count: i32, rowTiles: i32, blocks: i32): void {
-  if (ASC_FEATURE_RELAXED_SIMD && quads) sumTermsAs<i32>(count, rowTiles, blocks)
-  else sumTermsAs<i16>(count, rowTiles, blocks)
+  if (unsigned()) sumTermsAs<u32>(count, rowTiles, blocks)
+  else if (inPairs()) sumTermsAs<i16>(count, rowTiles, blocks)
+  else sumTermsAs<i32>(count, rowTiles, blocks)
 }
 
-/** T is the lane in which the relaxed module sums: i16 (pairs) or i32 (quads). */
+/** T says how the relaxed module forms sums (dot.ts); to the plain one it says nothing. */
 @inline
 function sumTermsAs<T>(count: i32, rowTiles: i32, blocks: i32): void {
   const m0 = mask0()
   const m1 = mask1()
   const m2 = mask2()
+  const mh = highMask<T>()
   const rowTileBytes = <usize>blocks * TILE
   let tileOffset: usize = 0
   let outOffset: usize = 0
@@ -165,28 +207,64 @@ function sumTermsAs<T>(count: i32, rowTiles: i32, blocks: i32): void {
       if (ASC_FEATURE_RELAXED_SIMD) {
         let x0 = v128.load32_splat(record)
         let x1 = v128.load32_splat(record, 4)
-        i0 = columns<T>(v128.load(tile, 32), x0, x1, m0)
-        i1 = columns<T>(v128.load(tile, 48), x0, x1, m0)
-        i2 = columns<T>(v128.load(tile, 64), x0, x1, m0)
-        i3 = columns<T>(v128.load(tile, 80), x0, x1, m0)
+        let w = v128.load(tile, 32)
+        i0 = startLow<T>(w, x0, m0)
+        let h0 = startHigh<T>(i0, w, x1, mh)
+        w = v128.load(tile, 48)
+        i1 = startLow<T>(w, x0, m0)
+        let h1 = startHigh<T>(i1, w, x1, mh)
+        w = v128.load(tile, 64)
+        i2 = startLow<T>(w, x0, m0)
+        let h2 = startHigh<T>(i2, w, x1, mh)
+        w = v128.load(tile, 80)
+        i3 = startLow<T>(w, x0, m0)
+        let h3 = startHigh<T>(i3, w, x1, mh)
         x0 = v128.load32_splat(record, STEP * 1)
         x1 = v128.load32_splat(record, STEP * 1 + 4)
-        i0 = addParts01<T>(i0, v128.load(tile, 96), x0, x1, m0, m1)
-        i1 = addParts01<T>(i1, v128.load(tile, 112), x0, x1, m0, m1)
-        i2 = addParts01<T>(i2, v128.load(tile, 128), x0, x1, m0, m1)
-        i3 = addParts01<T>(i3, v128.load(tile, 144), x0, x1, m0, m1)
+        w = v128.load(tile, 96)
+        i0 = addLow<T>(i0, h0, w, x0, m0)
+        h0 = addHigh<T>(i0, h0, w, x1, mh)
+        w = v128.load(tile, 112)
+        i1 = addLow<T>(i1, h1, w, x0, m0)
+        h1 = addHigh<T>(i1, h1, w, x1, mh)
+        w = v128.load(tile, 128)
+        i2 = addLow<T>(i2, h2, w, x0, m0)
+        h2 = addHigh<T>(i2, h2, w, x1, mh)
+        w = v128.load(tile, 144)
+        i3 = addLow<T>(i3, h3, w, x0, m0)
+        h3 = addHigh<T>(i3, h3, w, x1, mh)
         x0 = v128.load32_splat(record, STEP * 2)
         x1 = v128.load32_splat(record, STEP * 2 + 4)
-        i0 = addParts01<T>(i0, v128.load(tile, 160), x0, x1, m0, m1)
-        i1 = addParts01<T>(i1, v128.load(tile, 176), x0, x1, m0, m1)
-        i2 = addParts01<T>(i2, v128.load(tile, 192), x0, x1, m0, m1)
-        i3 = addParts01<T>(i3, v128.load(tile, 208), x0, x1, m0, m1)
+        w = v128.load(tile, 160)
+        i0 = addLow<T>(i0, h0, w, x0, m0)
+        h0 = addHigh<T>(i0, h0, w, x1, mh)
+        w = v128.load(tile, 176)
+        i1 = addLow<T>(i1, h1, w, x0, m0)
+        h1 = addHigh<T>(i1, h1, w, x1, mh)
+        w = v128.load(tile, 192)
+        i2 = addLow<T>(i2, h2, w, x0, m0)
+        h2 = addHigh<T>(i2, h2, w, x1, mh)
+        w = v128.load(tile, 208)
+        i3 = addLow<T>(i3, h3, w, x0, m0)
+        h3 = addHigh<T>(i3, h3, w, x1, mh)
         x0 = v128.load32_splat(record, STEP * 3)
         x1 = v128.load32_splat(record, STEP * 3 + 4)
-        i0 = addParts01<T>(i0, v128.load(tile, 224), x0, x1, m0, m1)
-        i1 = addParts01<T>(i1, v128.load(tile, 240), x0, x1, m0, m1)
-        i2 = addParts01<T>(i2, v128.load(tile, 256), x0, x1, m0, m1)
-        i3 = addParts01<T>(i3, v128.load(tile, 272), x0, x1, m0, m1)
+        w = v128.load(tile, 224)
+        i0 = addLow<T>(i0, h0, w, x0, m0)
+        h0 = addHigh<T>(i0, h0, w, x1, mh)
+        w = v128.load(tile, 240)
+        i1 = addLow<T>(i1, h1, w, x0, m0)
+        h1 = addHigh<T>(i1, h1, w, x1, mh)
+        w = v128.load(tile, 256)
+        i2 = addLow<T>(i2, h2, w, x0, m0)
+        h2 = addHigh<T>(i2, h2, w, x1, mh)
+        w = v128.load(tile, 272)
+        i3 = addLow<T>(i3, h3, w, x0, m0)
+        h3 = addHigh<T>(i3, h3, w, x1, mh)
+        i0 = joined<T>(i0, h0)
+        i1 = joined<T>(i1, h1)
+        i2 = joined<T>(i2, h2)
+        i3 = joined<T>(i3, h3)
       } else {
         i0 = i32x4.splat(0)
         i1 = i0

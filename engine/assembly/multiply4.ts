@@ -2,7 +2,7 @@
  * @module
  * The matrix of multiply.ts times four tokens at once, to the same bits.
  */
-import { addParts01, addParts23, columns, mask0, mask1, mask2, quads, settleRows } from './dot.ts'
+import { addParts01, addParts23, columns, mask0, mask1, mask2, inPairs, settleRows } from './dot.ts'
 import { CODES, FINE, TILE } from './multiply.ts'
 import { RECORD, SCALE, SUM } from './record.ts'
 
@@ -45,11 +45,8 @@ export function multiply4(
       spread(record1 + at, 1, factor)
       spread(record2 + at, 2, factor)
       spread(record3 + at, 3, factor)
-      if (ASC_FEATURE_RELAXED_SIMD && quads) {
-        block4As<i32>(tiles, rowTiles, rowTileBytes, out0, out1, out2, out3)
-      } else {
-        block4As<i16>(tiles, rowTiles, rowTileBytes, out0, out1, out2, out3)
-      }
+      if (inPairs()) block4As<i16>(tiles, rowTiles, rowTileBytes, out0, out1, out2, out3)
+      else block4As<i32>(tiles, rowTiles, rowTileBytes, out0, out1, out2, out3)
       tiles += TILE
       at += RECORD
     }

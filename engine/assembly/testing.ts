@@ -2,7 +2,7 @@
  * @module
  * Entry point of the kernels' unit tests (src/backends/wasm/kernels.test.ts): what index.ts keeps to itself.
  */
-import { probe, useQuads } from './dot.ts'
+import { probe, useDot } from './dot.ts'
 import { bind, model } from './model.ts'
 import { multiply } from './multiply.ts'
 import { multiply4 } from './multiply4.ts'
@@ -24,4 +24,4 @@ function recordSize(): i32 {
   return <i32>RECORD
 }
 
-export { bindTerms, exponentials, multiply, multiply4, normalise, probe, quantise, recordSize, useQuads }
+export { bindTerms, exponentials, multiply, multiply4, normalise, probe, quantise, recordSize, useDot }

@@ -4,7 +4,7 @@
  * out.
  */
 import { model } from './model.ts'
-import { FINE, listTerms, multiply, planeBytes, sumTerms, TERM } from './multiply.ts'
+import { FINE, listTerms, multiply, planeBytes, sumTerms, termAt } from './multiply.ts'
 import { normalise } from './record.ts'
 import { writeAngles } from './rope.ts'
 import { clear, maxLanes, scaleRows } from './vector.ts'
@@ -85,7 +85,7 @@ function refine(tiles: i32, blocks: i32): void {
   const fineTiles = (model.head.fineRows + 15) >>> 4
   for (let tile = 0; tile < fineTiles; tile++) {
     if (load<f32>(best + ((<usize>tile) << 2)) >= top - REFINED_RANGE) {
-      listTerms(model.terms, TERM, second, 1, 0, blocks, model.records, model.logits + ((<usize>tile) << 6), FINE)
+      listTerms(termAt(0), 1, 1, second, 1, 0, blocks, model.records, model.logits + ((<usize>tile) << 6), FINE)
       sumTerms(blocks, 1, blocks)
     }
     second += planeBytes(16, model.hidden)

@@ -23,7 +23,7 @@ export interface Kernels {
   experts(layer: number, count: number, routed: number): number
   head(token: number): void
   probe(): number
-  useQuads(yes: number): void
+  useDot(way: number): void
 }
 
 const ENTRY_POINTS = [
@@ -36,7 +36,7 @@ const ENTRY_POINTS = [
   'experts',
   'head',
   'probe',
-  'useQuads',
+  'useDot',
 ] as const satisfies (keyof Kernels)[]
 
 /** Whether this runtime knows relaxed SIMD: what decides if dist/relaxed.wasm may be compiled at all. */
@@ -54,13 +54,13 @@ const RELAXED_SWIZZLE = Uint8Array.of(
 
 /**
  * What a relaxed dot product of four bytes 127 and four bytes 0xff gives: the specification allows several answers, and
- * each tells which instruction gave it. An answer that is not listed means that the runtime miscompiles (Node 20 with
+ * each tells which instruction gave it, and so the way to form integers (assembly/dot.ts). An answer that is not listed means that the runtime miscompiles (Node 20 with
  * its experimental flag does), and then the plain build is taken.
  */
-const DOT_PRODUCTS = new Map<number, { readonly quads: boolean }>([
-  [129540, { quads: true }], // unsigned times signed in one instruction: AVX-VNNI
-  [-508, { quads: true }], // signed in one instruction: ARM's dot product
-  [65534, { quads: false }], // saturated pairs: pmaddubsw, then two more instructions
+const DOT_PRODUCTS = new Map([
+  [65534, 0], // saturated pairs: pmaddubsw, then two more instructions
+  [-508, 1], // signed in one instruction: ARM's dot product
+  [129540, 2], // unsigned times signed in one instruction: AVX-VNNI
 ])
 
 /**
@@ -74,9 +74,9 @@ export function selectKernels(
 ): { readonly name: string; readonly kernels: Kernels } {
   if (modules.relaxed) {
     const kernels = instantiate(modules.relaxed, memory)
-    const dot = DOT_PRODUCTS.get(kernels.probe())
-    if (dot) {
-      kernels.useQuads(dot.quads ? 1 : 0)
+    const way = DOT_PRODUCTS.get(kernels.probe())
+    if (way !== undefined) {
+      kernels.useDot(way)
       return { name: 'wasm-relaxed', kernels }
     }
   }
