@@ -74,47 +74,48 @@ export function highMask<T>(): v128 {
   return isSigned<T>() ? mask0() : v128.load32_splat(MASKS, 16)
 }
 
-/** Part 1 of a vector of weights: relaxed, columns 4 to 7; plain, see above. */
+/** Parts of a vector of weights, each to be multiplied by the next vector of codes. */
+export const PARTS: usize = ASC_FEATURE_RELAXED_SIMD ? 2 : 4
+
 @inline
-function part1(weights: v128, mask0: v128, mask1: v128): v128 {
+export function part0(weights: v128, mask0: v128): v128 {
+  return v128.and(weights, mask0)
+}
+
+@inline
+export function part1(weights: v128, mask0: v128, mask1: v128): v128 {
   if (ASC_FEATURE_RELAXED_SIMD) return v128.and(i16x8.shr_u(weights, 4), mask0)
   return v128.and(weights, mask1)
 }
 
+/** Plain. */
+@inline
+export function part2(weights: v128, mask2: v128): v128 {
+  return v128.and(weights, mask2)
+}
+
+/** Plain. */
+@inline
+export function part3(weights: v128): v128 {
+  return i16x8.shr_u(weights, 12)
+}
+
 /** Relaxed: part · codes, with which a sum begins. */
 @inline
-function product<T>(weights: v128, codes: v128): v128 {
+export function start<T>(part: v128, codes: v128): v128 {
   // But for T = u32 the second operand is below 128: the one case in which all machines agree.
-  if (sizeof<T>() === 4) return i32x4.relaxed_dot_i8x16_i7x16_add_s(codes, weights, i32x4.splat(0))
-  return i16x8.relaxed_dot_i8x16_i7x16_s(codes, weights)
+  if (sizeof<T>() === 4) return i32x4.relaxed_dot_i8x16_i7x16_add_s(codes, part, i32x4.splat(0))
+  return i16x8.relaxed_dot_i8x16_i7x16_s(codes, part)
 }
 
 /** sum + part · codes. The sums of 16-bit lanes stay below 16 · 15 · 127 = 30480 over a block, so they cannot overflow. */
 @inline
-function dot<T>(sum: v128, weights: v128, codes: v128): v128 {
+export function add<T>(sum: v128, part: v128, codes: v128): v128 {
   if (ASC_FEATURE_RELAXED_SIMD) {
-    if (sizeof<T>() === 4) return i32x4.relaxed_dot_i8x16_i7x16_add_s(codes, weights, sum)
-    return i16x8.add(sum, product<T>(weights, codes))
+    if (sizeof<T>() === 4) return i32x4.relaxed_dot_i8x16_i7x16_add_s(codes, part, sum)
+    return i16x8.add(sum, start<T>(part, codes))
   }
-  return i32x4.add(sum, i32x4.dot_i16x8_s(weights, codes))
-}
-
-/** sum + parts 0 and 1 of a vector of weights · their codes: relaxed, all 8 columns. */
-@inline
-export function addParts01<T>(sum: v128, weights: v128, x0: v128, x1: v128, mask0: v128, mask1: v128): v128 {
-  return dot<T>(dot<T>(sum, v128.and(weights, mask0), x0), part1(weights, mask0, mask1), x1)
-}
-
-/** sum + parts 2 and 3: plain, the other columns. */
-@inline
-export function addParts23<T>(sum: v128, weights: v128, x2: v128, x3: v128, mask2: v128): v128 {
-  return dot<T>(dot<T>(sum, v128.and(weights, mask2), x2), i16x8.shr_u(weights, 12), x3)
-}
-
-/** Relaxed: a vector of weights · the codes of its columns, with which a sum begins. */
-@inline
-export function columns<T>(weights: v128, x0: v128, x1: v128, mask0: v128): v128 {
-  return dot<T>(product<T>(v128.and(weights, mask0), x0), part1(weights, mask0, mask0), x1)
+  return i32x4.add(sum, i32x4.dot_i16x8_s(part, codes))
 }
 
 // For a single token, whose weights are unpacked for it alone, a block of unsigned quads has two sums, of columns 0 to 3 and
@@ -124,26 +125,26 @@ export function columns<T>(weights: v128, x0: v128, x1: v128, mask0: v128): v128
 /** Relaxed: columns 0 to 3 of a vector of weights · their codes, with which `low` begins. */
 @inline
 export function startLow<T>(weights: v128, x0: v128, mask0: v128): v128 {
-  return product<T>(v128.and(weights, mask0), x0)
+  return start<T>(part0(weights, mask0), x0)
 }
 
 /** Relaxed: columns 4 to 7, with which `high` begins. */
 @inline
 export function startHigh<T>(low: v128, weights: v128, x1: v128, highMask: v128): v128 {
   const part = highPart<T>(weights, highMask)
-  return isSigned<T>() ? dot<T>(low, part, x1) : product<T>(part, x1)
+  return isSigned<T>() ? add<T>(low, part, x1) : start<T>(part, x1)
 }
 
 /** Relaxed: `low` with columns 0 to 3. */
 @inline
 export function addLow<T>(low: v128, high: v128, weights: v128, x0: v128, mask0: v128): v128 {
-  return dot<T>(isSigned<T>() ? high : low, v128.and(weights, mask0), x0)
+  return add<T>(isSigned<T>() ? high : low, part0(weights, mask0), x0)
 }
 
 /** Relaxed: `high` with columns 4 to 7. */
 @inline
 export function addHigh<T>(low: v128, high: v128, weights: v128, x1: v128, highMask: v128): v128 {
-  return dot<T>(isSigned<T>() ? low : high, highPart<T>(weights, highMask), x1)
+  return add<T>(isSigned<T>() ? low : high, highPart<T>(weights, highMask), x1)
 }
 
 @inline
@@ -162,7 +163,7 @@ export function joined<T>(low: v128, high: v128): v128 {
 
 /** What turns a sum of rows 0 to 3 (or 4 to 7) into 8 s Σ q·code. */
 @inline
-function factors<T>(s: v128, high: bool): v128 {
+export function factors<T>(s: v128, high: bool): v128 {
   if (ASC_FEATURE_RELAXED_SIMD && sizeof<T>() === 2) {
     // 8 s for each of a row's two 16-bit sums.
     const eightfold = i16x8.shl(s, 3)
@@ -182,13 +183,13 @@ function scaled<T>(sum: v128, factor: v128): v128 {
 
 /** s · z of rows 0 to 3 (or 4 to 7), from the products of all eight, which fit 16 unsigned bits. */
 @inline
-function products(sz: v128, high: bool): v128 {
+export function products(sz: v128, high: bool): v128 {
   return high ? i32x4.extend_high_i16x8_u(sz) : i32x4.extend_low_i16x8_u(sz)
 }
 
 /** y + scale · (s · (8 Σ q·code - z · Σ code)) for four rows. */
 @inline
-function settle<T>(y: v128, sum: v128, factor: v128, product: v128, codeSum: v128, scale: v128): v128 {
+export function settle<T>(y: v128, sum: v128, factor: v128, product: v128, codeSum: v128, scale: v128): v128 {
   const level = i32x4.sub(scaled<T>(sum, factor), i32x4.mul(codeSum, product))
   return f32x4.add(y, f32x4.mul(scale, f32x4.convert_i32x4_s(level)))
 }

@@ -4,10 +4,10 @@
  * them share the row scales of the down projection, so that their sum stays unscaled until the end.
  */
 import { gatesOf, routedOf } from './gate.ts'
-import { Layer, layerAt, Matrix, model } from './model.ts'
-import { expertStreams, listTerms, multiply, planeBytes, sumTerms, termAt } from './multiply.ts'
-import { multiply4 } from './multiply4.ts'
+import { BATCH, Layer, layerAt, Matrix, model } from './model.ts'
+import { expertStreams, listTerms, planeBytes, sumTerms, termAt } from './multiply.ts'
 import { quantise, recordBytes } from './record.ts'
+import { listToken, multiplySeveral } from './several.ts'
 import { addScaledRows, clear, exp4 } from './vector.ts'
 
 /**
@@ -107,67 +107,27 @@ function assignRouted(layer: i32, expert: i32, count: i32): i32 {
 
 /** sum[token] += weight · down · (silu(gate h) ⊙ up h), unscaled, for the `count` assigned tokens. */
 function run(gateUp: Matrix, down: Matrix, units: i32, count: i32): void {
-  for (let i = 0; i < count; i += 4) {
-    if (count - i === 1) one(gateUp, down, units, i)
-    else four(gateUp, down, units, i, min(count - i, 4))
-  }
+  for (let i = 0; i < count; i += BATCH) several(gateUp, down, units, i, min(count - i, BATCH))
 }
 
-function one(gateUp: Matrix, down: Matrix, units: i32, i: i32): void {
+/** The same for `count` assigned tokens from `first` on, at most BATCH. */
+function several(gateUp: Matrix, down: Matrix, units: i32, first: i32, count: i32): void {
   const hidden = model.hidden
-  const token = assignedToken(i)
-  clear(model.gateUp, (<usize>units) << 3)
-  multiply(gateUp.tiles, gateUp.planes, units >>> 3, hidden >>> 5, recordOf(token), model.gateUp)
-  activate(model.gateUp, gateUp.scales, units)
-  quantise(model.gateUp, units, model.unitRecords, assignedWeight(i))
-  multiply(down.tiles, down.planes, hidden >>> 4, units >>> 5, model.unitRecords, sumOf(token))
-}
-
-/** Assigned tokens i … i + 3, of which the first `real` exist; the rest repeat one of them and their result is dropped. */
-function four(gateUp: Matrix, down: Matrix, units: i32, i: i32, real: i32): void {
-  const hidden = model.hidden
-  const stride = (<usize>units) << 3
-  const values = model.gateUp
-  const records = model.unitRecords
+  const valueStride = (<usize>units) << 3
   const recordStride = recordBytes(units)
-  const a = assignedToken(i)
-  const b = assignedToken(i + 1)
-  const c = real > 2 ? assignedToken(i + 2) : a
-  const d = real > 3 ? assignedToken(i + 3) : a
-  clear(values, stride << 2)
-  multiply4(
-    gateUp.tiles,
-    gateUp.planes,
-    units >>> 3,
-    hidden >>> 5,
-    recordOf(a),
-    recordOf(b),
-    recordOf(c),
-    recordOf(d),
-    values,
-    values + stride,
-    values + stride * 2,
-    values + stride * 3,
-  )
-  for (let k = 0; k < real; k++) {
-    const at = values + stride * <usize>k
-    activate(at, gateUp.scales, units)
-    quantise(at, units, records + recordStride * <usize>k, assignedWeight(i + k))
+  clear(model.gateUp, valueStride * <usize>count)
+  for (let i = 0; i < count; i++) {
+    listToken(i, recordOf(assignedToken(first + i)), model.gateUp + valueStride * <usize>i)
   }
-  multiply4(
-    down.tiles,
-    down.planes,
-    hidden >>> 4,
-    units >>> 5,
-    records,
-    records + recordStride,
-    records + recordStride * 2,
-    records + recordStride * 3,
-    sumOf(a),
-    sumOf(b),
-    real > 2 ? sumOf(c) : model.dropped,
-    real > 3 ? sumOf(d) : model.dropped,
-  )
+  multiplySeveral(gateUp.tiles, gateUp.planes, units >>> 3, hidden >>> 5, count)
+  for (let i = 0; i < count; i++) {
+    const values = model.gateUp + valueStride * <usize>i
+    const records = model.unitRecords + recordStride * <usize>i
+    activate(values, gateUp.scales, units)
+    quantise(values, units, records, assignedWeight(first + i))
+    listToken(i, records, sumOf(assignedToken(first + i)))
+  }
+  multiplySeveral(down.tiles, down.planes, hidden >>> 4, units >>> 5, count)
 }
 
 // ---- A group of routed experts for one token -------------------------------------------------------------------------

@@ -90,15 +90,18 @@ export class Model {
   gates: usize // f32 [2, chunk, experts]; layer & 1 chooses
   gateScores: usize // f32 [2, chunk, experts]: z, likewise
   assigned: usize // { token: i32, weight: f32 } [chunk]: who routes the expert at hand
-  gateUp: usize // f32 [4, 2 units]
-  unitRecords: usize // record [4, units / 32]
-  dropped: usize // f32 [hidden]: output nobody reads
+  gateUp: usize // f32 [BATCH, 2 units]
+  unitRecords: usize // record [BATCH, units / 32]
+  batch: usize // Token [chunk]: whom a matrix is multiplied by (several.ts)
   tileBest: usize // f32 [vocab / 16]: the best logit of each tile of the head
   terms: usize // Term [4, 2, longest row / 32]: what a row tile is the sum of (multiply.ts)
 }
 
 /** Tokens of a chunk. */
 export const CHUNK = 128
+
+/** Tokens that an expert is applied to at once. */
+export const BATCH = 16
 
 /** The bound model; every entry point works on it. */
 export let model: Model = changetype<Model>(0)

@@ -15,16 +15,19 @@
  * ones); whatever runs the relaxed one does not, and there a block is one run of instructions.
  */
 import {
+  add,
   addHigh,
   addLow,
-  addParts01,
-  addParts23,
   highMask,
   inPairs,
   joined,
   mask0,
   mask1,
   mask2,
+  part0,
+  part1,
+  part2,
+  part3,
   settleRows,
   startHigh,
   startLow,
@@ -277,19 +280,19 @@ function sumTermsAs<T>(count: i32, rowTiles: i32, blocks: i32): void {
           let x0 = v128.load32_splat(codes)
           let x1 = v128.load32_splat(codes, 4)
           const w0 = v128.load(weights)
-          i0 = addParts01<T>(i0, w0, x0, x1, m0, m1)
+          i0 = add<T>(add<T>(i0, part0(w0, m0), x0), part1(w0, m0, m1), x1)
           const w1 = v128.load(weights, 16)
-          i1 = addParts01<T>(i1, w1, x0, x1, m0, m1)
+          i1 = add<T>(add<T>(i1, part0(w1, m0), x0), part1(w1, m0, m1), x1)
           const w2 = v128.load(weights, 32)
-          i2 = addParts01<T>(i2, w2, x0, x1, m0, m1)
+          i2 = add<T>(add<T>(i2, part0(w2, m0), x0), part1(w2, m0, m1), x1)
           const w3 = v128.load(weights, 48)
-          i3 = addParts01<T>(i3, w3, x0, x1, m0, m1)
+          i3 = add<T>(add<T>(i3, part0(w3, m0), x0), part1(w3, m0, m1), x1)
           x0 = v128.load32_splat(codes, 8)
           x1 = v128.load32_splat(codes, 12)
-          i0 = addParts23<T>(i0, w0, x0, x1, m2)
-          i1 = addParts23<T>(i1, w1, x0, x1, m2)
-          i2 = addParts23<T>(i2, w2, x0, x1, m2)
-          i3 = addParts23<T>(i3, w3, x0, x1, m2)
+          i0 = add<T>(add<T>(i0, part2(w0, m2), x0), part3(w0), x1)
+          i1 = add<T>(add<T>(i1, part2(w1, m2), x0), part3(w1), x1)
+          i2 = add<T>(add<T>(i2, part2(w2, m2), x0), part3(w2), x1)
+          i3 = add<T>(add<T>(i3, part2(w3, m2), x0), part3(w3), x1)
           weights += 64
           codes += STEP
         } while (--step)

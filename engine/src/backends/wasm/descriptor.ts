@@ -124,7 +124,7 @@ export function writeDescriptor(buffer: ArrayBuffer, manifest: Manifest, plan: P
     scratch.assigned,
     scratch.gateUp,
     scratch.unitRecords,
-    scratch.dropped,
+    scratch.batch,
     scratch.tileBest,
     scratch.terms,
   )

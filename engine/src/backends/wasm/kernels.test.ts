@@ -3,9 +3,10 @@ import { describe, expect, it } from 'vitest'
 import { compile } from '../../../assembly/build.ts'
 import { dequantise, encodePlane, type Plane, planes, type QuantisedLayout } from '../../pack/layout.ts'
 
-// Where the model is bound that the kernels look up their list of terms in, and the list.
+// Where the model is bound that the kernels look up their lists in, and the lists.
 const MODEL = 1 << 11
 const TERMS = 1 << 15
+const BATCH = TERMS + (1 << 14)
 
 const memory = new WebAssembly.Memory({ initial: 64 })
 const floats = new Float32Array(memory.buffer)
@@ -31,7 +32,7 @@ async function load(variant: 'plain' | 'relaxed', way = 0) {
     return Number(kernel(...args))
   }
   call('useDot', way)
-  call('bindTerms', MODEL, TERMS)
+  call('bindLists', MODEL, TERMS, BATCH)
   return { name: `${variant}, way ${way}`, call, recordSize: call('recordSize') }
 }
 
@@ -151,7 +152,10 @@ describe('multiply', () => {
     layout,
   })
 
-  /** A random matrix, in memory and dequantised, and activations of four tokens. */
+  /** Tokens at once: two pairs and one that is left. */
+  const TOKENS = 5
+
+  /** A random matrix, in memory and dequantised, and the tokens' activations. */
   function scene({
     seed,
     rowTiles,
@@ -172,8 +176,8 @@ describe('multiply', () => {
     }
     bytes.set(tiles, TILES)
     const weights = dequantise(layout, tiles, new Float32Array(rows).fill(1), rows, cols)
-    const tokens = [0, 1, 2, 3].map(() => exactActivations(random, cols))
-    const start = Float32Array.from({ length: 4 * rows }, () => random() * 1000)
+    const tokens = Array.from({ length: TOKENS }, () => exactActivations(random, cols))
+    const start = Float32Array.from({ length: TOKENS * rows }, () => random() * 1000)
     return { rows, cols, weights, tokens, start, planes: planes(layout), rowTiles, blocks }
   }
 
@@ -189,21 +193,20 @@ describe('multiply', () => {
     return y
   }
 
-  /** All four tokens through one build, one at a time or together. */
-  function compute(build: (typeof builds)[number], s: Scene, together: boolean): Float32Array {
+  /** All tokens through one build, one at a time or `together`, which is how many. */
+  function compute(build: (typeof builds)[number], s: Scene, together: number): Float32Array {
     const stride = s.blocks * build.recordSize
-    for (const [t, x] of s.tokens.entries()) {
-      floats.set(x, INPUT / 4)
-      build.call('quantise', INPUT, s.cols, RECORDS + t * stride, 1)
-    }
     floats.set(s.start, OUTPUT / 4)
-    const records = [0, 1, 2, 3].map((t) => RECORDS + t * stride)
-    const outs = [0, 1, 2, 3].map((t) => OUTPUT + t * s.rows * 4)
-    if (together) build.call('multiply4', TILES, s.planes, s.rowTiles, s.blocks, ...records, ...outs)
-    else
-      for (let t = 0; t < 4; t++)
-        build.call('multiply', TILES, s.planes, s.rowTiles, s.blocks, records[t], outs[t])
-    return floats.slice(OUTPUT / 4, OUTPUT / 4 + 4 * s.rows)
+    for (const [t, x] of s.tokens.entries()) {
+      const records = RECORDS + t * stride
+      const out = OUTPUT + t * s.rows * 4
+      floats.set(x, INPUT / 4)
+      build.call('quantise', INPUT, s.cols, records, 1)
+      if (t < together) build.call('listToken', t, records, out)
+      else build.call('multiply', TILES, s.planes, s.rowTiles, s.blocks, records, out)
+    }
+    if (together > 0) build.call('multiplySeveral', TILES, s.planes, s.rowTiles, s.blocks, together)
+    return floats.slice(OUTPUT / 4, OUTPUT / 4 + TOKENS * s.rows)
   }
 
   it.each([
@@ -216,7 +219,7 @@ describe('multiply', () => {
         const expected = exact(s)
         const size = Math.max(...expected.map(Math.abs))
         for (const build of builds) {
-          const y = compute(build, s, false)
+          const y = compute(build, s, 0)
           for (let i = 0; i < y.length; i++) expect(Math.abs(y[i] - expected[i])).toBeLessThan(size * 2e-6)
         }
       }),
@@ -228,15 +231,16 @@ describe('multiply', () => {
     ['small', small, 60],
     ['long', long, 12],
   ])(
-    'gives the same bits for a %s matrix in every build, one token at a time or four',
+    'gives the same bits for a %s matrix in every build, one token at a time or several',
     (_, shapes, numRuns) => {
       fc.assert(
         fc.property(shapes, (shape) => {
           const s = scene(shape)
-          const expected = compute(builds[0], s, false)
+          const expected = compute(builds[0], s, 0)
           for (const build of builds) {
-            expect(compute(build, s, false)).toEqual(expected)
-            expect(compute(build, s, true)).toEqual(expected)
+            for (const together of [0, 1, 2, 3, TOKENS]) {
+              expect(compute(build, s, together)).toEqual(expected)
+            }
           }
         }),
         { numRuns },

@@ -14,6 +14,8 @@ import { arenaFloor } from '../../residency/arena.ts'
 
 /** Tokens that one pass takes: `CHUNK` of engine/assembly/model.ts. */
 export const CHUNK = 128
+/** Tokens that an expert is applied to at once: `BATCH` there. */
+const BATCH = 16
 /** Tokens of a KV page: `PAGE_TOKENS` of engine/assembly/cache.ts. */
 export const PAGE_TOKENS = 32
 
@@ -122,9 +124,9 @@ function scratchBytes({ config }: Manifest, pages: number) {
     gates: 2 * CHUNK * experts * 4,
     gateScores: 2 * CHUNK * experts * 4,
     assigned: CHUNK * 8,
-    gateUp: 4 * 2 * units * 4,
-    unitRecords: 4 * records(units),
-    dropped: hidden * 4,
+    gateUp: BATCH * 2 * units * 4,
+    unitRecords: BATCH * records(units),
+    batch: CHUNK * 8,
     tileBest: tiles * 4,
     terms: 4 * 2 * (Math.max(hidden, width, units) / BLOCK) * TERM_BYTES,
   }
