@@ -4,7 +4,7 @@
  * them share the row scales of the down projection, so that their sum stays unscaled until the end.
  */
 import { gatesOf, routedOf } from './gate.ts'
-import { BATCH, Layer, layerAt, Matrix, model } from './model.ts'
+import { batchOf, Layer, layerAt, Matrix, model } from './model.ts'
 import { expertStreams, listTerms, planeBytes, sumTerms, termAt } from './multiply.ts'
 import { quantise, recordBytes } from './record.ts'
 import { listToken, multiplySeveral } from './several.ts'
@@ -107,10 +107,11 @@ function assignRouted(layer: i32, expert: i32, count: i32): i32 {
 
 /** sum[token] += weight · down · (silu(gate h) ⊙ up h), unscaled, for the `count` assigned tokens. */
 function run(gateUp: Matrix, down: Matrix, units: i32, count: i32): void {
-  for (let i = 0; i < count; i += BATCH) several(gateUp, down, units, i, min(count - i, BATCH))
+  const batch = batchOf(units)
+  for (let i = 0; i < count; i += batch) several(gateUp, down, units, i, min(count - i, batch))
 }
 
-/** The same for `count` assigned tokens from `first` on, at most BATCH. */
+/** The same for `count` assigned tokens from `first` on, no more than a batch. */
 function several(gateUp: Matrix, down: Matrix, units: i32, first: i32, count: i32): void {
   const hidden = model.hidden
   const valueStride = (<usize>units) << 3

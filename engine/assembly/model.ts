@@ -90,8 +90,8 @@ export class Model {
   gates: usize // f32 [2, chunk, experts]; layer & 1 chooses
   gateScores: usize // f32 [2, chunk, experts]: z, likewise
   assigned: usize // { token: i32, weight: f32 } [chunk]: who routes the expert at hand
-  gateUp: usize // f32 [BATCH, 2 units]
-  unitRecords: usize // record [BATCH, units / 32]
+  gateUp: usize // f32 [batch, 2 units]
+  unitRecords: usize // record [batch, units / 32]
   batch: usize // Token [chunk]: whom a matrix is multiplied by (several.ts)
   tileBest: usize // f32 [vocab / 16]: the best logit of each tile of the head
   terms: usize // Term [4, 2, longest row / 32]: what a row tile is the sum of (multiply.ts)
@@ -100,8 +100,11 @@ export class Model {
 /** Tokens of a chunk. */
 export const CHUNK = 128
 
-/** Tokens that an expert is applied to at once. */
-export const BATCH = 16
+/** Tokens that an expert of so many units is applied to at once: a chunk, if that is not too many activations; at least 4. */
+@inline
+export function batchOf(units: i32): i32 {
+  return max(min(12288 / units, CHUNK), 4)
+}
 
 /** The bound model; every entry point works on it. */
 export let model: Model = changetype<Model>(0)

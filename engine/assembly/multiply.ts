@@ -71,7 +71,7 @@ function turn(blocks: i32): i32 {
   return inPairs() || (blocks & 1) !== 0 ? 1 : 2
 }
 
-/** How many experts are read side by side, each a short stream of its own. */
+/** How many experts are read side by side, each a short stream of its own: never more than a batch (model.ts). */
 export function expertStreams(): i32 {
   return inPairs() ? 4 : 1
 }

@@ -14,8 +14,6 @@ import { arenaFloor } from '../../residency/arena.ts'
 
 /** Tokens that one pass takes: `CHUNK` of engine/assembly/model.ts. */
 export const CHUNK = 128
-/** Tokens that an expert is applied to at once: `BATCH` there. */
-const BATCH = 16
 /** Tokens of a KV page: `PAGE_TOKENS` of engine/assembly/cache.ts. */
 export const PAGE_TOKENS = 32
 
@@ -97,6 +95,7 @@ function scratchBytes({ config }: Manifest, pages: number) {
   const { hidden, heads, headDim, experts, vocab } = config
   const width = heads * headDim
   const units = Math.max(config.expertUnits, config.sharedUnits)
+  const activations = Math.max(activationsOf(config.expertUnits), activationsOf(config.sharedUnits))
   const tiles = Math.ceil(vocab / TILE_ROWS)
   const records = (length: number) => (length / BLOCK) * RECORD_BYTES
   return {
@@ -124,12 +123,17 @@ function scratchBytes({ config }: Manifest, pages: number) {
     gates: 2 * CHUNK * experts * 4,
     gateScores: 2 * CHUNK * experts * 4,
     assigned: CHUNK * 8,
-    gateUp: BATCH * 2 * units * 4,
-    unitRecords: BATCH * records(units),
+    gateUp: 2 * activations * 4,
+    unitRecords: records(activations),
     batch: CHUNK * 8,
     tileBest: tiles * 4,
     terms: 4 * 2 * (Math.max(hidden, width, units) / BLOCK) * TERM_BYTES,
   }
+}
+
+/** Units times tokens that an expert is applied to at once: `batchOf` of engine/assembly/model.ts. */
+function activationsOf(units: number): number {
+  return units === 0 ? 0 : units * Math.max(Math.min(Math.floor(12288 / units), CHUNK), 4)
 }
 
 export function align(value: number, to: number): number {
