@@ -20,7 +20,10 @@ export type BackendName = 'auto' | 'wasm' | 'webgpu'
 export interface NamedOptions {
   /** The kernels; by default those that `npm run build` left in engine/dist. */
   readonly modules?: WasmModules
-  /** Where plain.wasm and relaxed.wasm are, if `modules` does not have them: a folder's URL, ending in a slash. */
+  /**
+   * Where plain.wasm and relaxed.wasm are, if `modules` does not have them and no bundler brought them along: a folder's
+   * URL, ending in a slash.
+   */
   readonly kernelsUrl?: string | URL
   /** Where onnxruntime's files are served from, see WebgpuOptions. */
   readonly onnxruntimePath?: string
@@ -99,23 +102,31 @@ async function assertGpuPays(manifest: Manifest, options: NamedOptions): Promise
 /**
  * The kernels, compiled; relaxed ones only where this runtime has them.
  *
- * @param folder engine/dist by default
+ * @param folder their URL, ending in a slash; engine/dist by default
  * @throws SparsedgeError `backend_unavailable` if they are not there
  */
-export async function loadKernels(
-  folder: string | URL = new URL('../../dist/', import.meta.url),
-): Promise<WasmModules> {
-  const compile = async (name: string) => {
-    const url = new URL(name, new URL(folder, import.meta.url))
-    return WebAssembly.compile(await readBytes(url))
-  }
+export async function loadKernels(folder?: string | URL): Promise<WasmModules> {
+  const inFolder = (name: string) => new URL(name, new URL(folder ?? '', import.meta.url))
+  const [plain, relaxed] =
+    folder === undefined
+      ? // Written out, so that a bundler that knows `new URL` brings the files along.
+        [
+          new URL('../../dist/plain.wasm', import.meta.url),
+          new URL('../../dist/relaxed.wasm', import.meta.url),
+        ]
+      : [inFolder('plain.wasm'), inFolder('relaxed.wasm')]
   try {
-    const plain = await compile('plain.wasm')
-    return supportsRelaxedSimd() ? { plain, relaxed: await compile('relaxed.wasm') } : { plain }
+    const modules = { plain: await compile(plain) }
+    return supportsRelaxedSimd() ? { ...modules, relaxed: await compile(relaxed) } : modules
   } catch (cause) {
-    const message = `the kernels cannot be loaded from ${folder}: run \`npm run build\`, or serve engine/dist there`
+    const where = new URL('.', plain)
+    const message = `the kernels cannot be loaded from ${where}: run \`npm run build\`, or serve engine/dist and say where with \`kernelsUrl\``
     throw new SparsedgeError('backend_unavailable', message, {}, { cause })
   }
+}
+
+async function compile(url: URL): Promise<WebAssembly.Module> {
+  return WebAssembly.compile(await readBytes(url))
 }
 
 /** Node's `fetch` reads no files. */
