@@ -1,6 +1,6 @@
 /**
  * @module
- * A page that runs a model itself: `node test/runtimes/browser/serve.ts <folder>`, where the folder is what `weights-tool
+ * A page that runs a model itself: `npm run serve:browser <folder>`, where the folder is what `weights-tool
  * push --to` wrote. Whatever a page needs lies side by side under its address: packs, kernels, onnxruntime, the script.
  */
 import { readFile } from 'node:fs/promises'
@@ -19,6 +19,9 @@ export async function servePage(folder: string): Promise<StaticServer> {
 
 if (import.meta.main) {
   const [folder] = process.argv.slice(2)
-  if (folder === undefined) throw new Error('say which folder the packs are in')
+  if (folder === undefined) {
+    console.error('say which folder the packs are in: npm run serve:browser FOLDER')
+    process.exit(1)
+  }
   console.log((await servePage(folder)).address)
 }
