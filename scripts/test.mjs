@@ -4,10 +4,6 @@
  * then runs the parts of vitest.config.ts and the trainer's pytest one after the other. The last line is `N passed, N
  * failed`; a skipped test is a failed one, and so is a run without tests. Runs on any Node from 20 on; everything behind
  * it runs on the Node that the lockfile pins. Only the part `trainer` needs Python (3.11 or later).
- *
- *     npm test                               all parts
- *     npm test -- --only unit,cross          some of them
- *     npm test -- residency                  the test files whose path contains a word
  */
 import { spawn } from 'node:child_process'
 import { existsSync } from 'node:fs'
@@ -21,6 +17,9 @@ const ROOT = fileURLToPath(new URL('..', import.meta.url))
 const BIN = join(ROOT, 'node_modules', '.bin')
 const PARTS = ['checks', 'unit', 'cross', 'trainer', 'runtimes', 'e2e', 'budget']
 const TRAINER_TESTS = 'weights-tool/train/tests'
+const HELP = `npm test                          all parts: ${PARTS.join(', ')}
+npm test -- --only unit,cross     some of them
+npm test -- residency             the test files whose path contains a word`
 /** One command each, and one line of the count. */
 const CHECKS = [
   ['chromium', 'node', ['test/chromium.ts']],
@@ -48,7 +47,12 @@ console.log(`${count.passed} passed, ${count.failed} failed`)
 process.exitCode = count.failed === 0 ? 0 : 1
 
 function parseCommandLine() {
-  const { values, positionals } = parseArgs({ options: { only: { type: 'string' } }, allowPositionals: true })
+  const options = { only: { type: 'string' }, help: { type: 'boolean' } }
+  const { values, positionals } = parseArgs({ options, allowPositionals: true })
+  if (values.help) {
+    console.log(HELP)
+    process.exit()
+  }
   // Files that a word picks are tests; the checks know no files.
   const all = positionals.length === 0 ? PARTS : PARTS.slice(1)
   const only = values.only?.split(',') ?? all

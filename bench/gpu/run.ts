@@ -1,11 +1,7 @@
 /**
  * @module
  * `npm run bench:gpu`: WebGPU in Deno on this machine's card, beside onnxruntime-web as others run it.
- *
- *     npm run bench:gpu                        measures, prints tables, writes docs/gpu-bench.{json,md,svg}
- *     npm run bench:gpu -- --smallest          next to nothing, on a software adapter; writes nothing
- *     npm run bench:gpu -- --folder FOLDER     makes a folder for a machine that has only Deno: `deno run -A main.mjs`
- *     npm run bench:gpu -- --report FILE       tables and picture of what that printed
+ * `npm run bench:gpu -- --help`.
  */
 import { execFileSync } from 'node:child_process'
 import { readFile, writeFile } from 'node:fs/promises'
@@ -16,15 +12,30 @@ import { prepareTools } from '../prepare.ts'
 import { bundleGpuBench } from './bundle.ts'
 import type { GpuReport } from './main.ts'
 
+const HELP = `npm run bench:gpu [-- options]
+
+Measures WebGPU in Deno on this machine's card, beside onnxruntime-web as others run it. Prints tables, writes
+docs/gpu-bench.json, docs/gpu-bench.svg and docs/gpu-bench.md.
+
+  --smallest         next to nothing, on a software adapter; writes nothing
+  --folder FOLDER    only makes a folder for a machine that has nothing but Deno: \`deno run -A main.mjs\` there
+  --report FILE      tables, picture and page of what that printed
+  --help             this text
+
+The first run installs bench/node_modules.
+`
+
 const { values } = parseArgs({
   options: {
     smallest: { type: 'boolean', default: false },
     folder: { type: 'string' },
     report: { type: 'string' },
+    help: { type: 'boolean', default: false },
   },
 })
 
-if (values.folder !== undefined) {
+if (values.help) console.log(HELP)
+else if (values.folder !== undefined) {
   console.log(await bundleGpuBench(values.folder))
 } else {
   prepareTools()

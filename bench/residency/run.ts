@@ -33,8 +33,9 @@ tables behind them; writes docs/residency.json, docs/residency.svg and docs/resi
   --core N       the core that everything is pinned to; default the last one. Needs taskset (Linux)
   --help         this text
 
-A full run takes about twenty minutes, most of it waiting for the store; \`--only memory\` takes five. Leave the machine alone meanwhile: the load
-before and after is printed, and above 0.5 the times are not worth much. The first run installs bench/node_modules.
+A full run takes about twenty minutes, most of it waiting for the store; \`--only memory\` takes five. Leave the machine
+alone meanwhile: the load before and after is printed, and above 0.5 the times are not worth much. The first run installs
+bench/node_modules.
 `
 
 const { values } = parseArgs({

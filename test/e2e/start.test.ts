@@ -37,3 +37,14 @@ test.each([
   expect(await program.exit).toBe(1)
   expect(program.output()).not.toContain('Ready')
 })
+
+test.each([
+  ['test', /npm test -- --only unit,cross/],
+  ['bench', /--rounds N/],
+  ['bench:gpu', /--smallest/],
+  ['bench:residency', /--only PARTS/],
+])('npm run %s says what it takes', async (script, words) => {
+  const program = start('npm', ['run', script, '--', '--help'])
+  await program.until(words, 60)
+  expect(await program.exit).toBe(0)
+})
