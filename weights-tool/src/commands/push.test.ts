@@ -17,6 +17,8 @@ describe('parseTarget', () => {
 
   test.each([
     { flags: { to: 's3://' }, message: "a bucket's name" },
+    { flags: { to: 's3://My_Packs', endpoint: 'https://x.example' }, message: "a bucket's name" },
+    { flags: { to: 's3://ab' }, message: "a bucket's name" },
     { flags: { to: 'gs://packs' }, message: 'a target is' },
     { flags: { to: 's3://packs', endpoint: 'nonsense' }, message: 'not a URL' },
     { flags: { to: 'local', endpoint: 'https://x.example' }, message: 'is for a target s3' },

@@ -64,7 +64,7 @@ type Target =
 
 /** @throws SparsedgeError `invalid_request` */
 export function parseTarget({ to, endpoint }: PushFlags): Target {
-  const s3 = /^s3:\/\/([a-z0-9][a-z0-9.-]+)(?:\/(.*))?$/.exec(to)
+  const s3 = /^s3:\/\/([a-z0-9][a-z0-9.-]{2,62})(?:\/(.*))?$/.exec(to)
   if (s3) {
     if (endpoint !== undefined && !URL.canParse(endpoint)) {
       throw new SparsedgeError('invalid_request', `--endpoint "${endpoint}" is not a URL`)
@@ -73,12 +73,12 @@ export function parseTarget({ to, endpoint }: PushFlags): Target {
     const prefix = path.replace(/^\/+|\/+$/g, '')
     return { kind: 's3', bucket, prefix, ...(endpoint !== undefined && { endpoint }) }
   }
-  if (endpoint !== undefined) {
-    throw new SparsedgeError('invalid_request', '--endpoint is for a target s3://bucket[/prefix]')
-  }
   if (to.startsWith('s3://')) {
     const message = `--to ${to}: a bucket's name has 3 to 63 lower-case letters, digits, dots and hyphens`
     throw new SparsedgeError('invalid_request', message)
+  }
+  if (endpoint !== undefined) {
+    throw new SparsedgeError('invalid_request', '--endpoint is for a target s3://bucket[/prefix]')
   }
   if (/^[a-z0-9+.-]+:\/\//i.test(to)) {
     throw new SparsedgeError(

@@ -101,4 +101,15 @@ describe('push to an S3 bucket', () => {
     })
     await target.close()
   })
+
+  test('asks for a region, or for who has the bucket if AWS has not', async () => {
+    vi.stubEnv('AWS_REGION', undefined)
+    vi.stubEnv('AWS_CONFIG_FILE', '/nowhere')
+    const target = s3Target({ bucket: 'packs', prefix: '' })
+    await expect(push(pack, target)).rejects.toMatchObject({
+      code: 'store_unavailable',
+      message: 's3://packs: no region; set AWS_REGION, or --endpoint where the bucket is not at AWS',
+    })
+    await target.close()
+  })
 })

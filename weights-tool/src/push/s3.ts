@@ -37,6 +37,10 @@ export function s3Target({ bucket, prefix, endpoint }: S3Options): PushTarget {
     if (cause instanceof Error && cause.name === 'CredentialsProviderError') {
       reason = 'no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY'
     }
+    // The client has no other name for it.
+    if (reason === 'Region is missing') {
+      reason = 'no region; set AWS_REGION, or --endpoint where the bucket is not at AWS'
+    }
     throw new SparsedgeError('store_unavailable', `${name}: ${reason}`, {}, { cause })
   }
   return {
