@@ -136,6 +136,7 @@ test.each<[z.ZodType, unknown, string]>([
     { prompt: '', experts: { policy: 'fast' } },
     'experts.policy: must be one of exact, resident_first',
   ],
+  [CompletionBody, { prompt: '', experts: { report: 'all' } }, 'experts.report: must be layers'],
 ])("what is wrong is said in a web developer's words: %#", async (schema, sent, message) => {
   expect((await send(schema, sent)).body).toMatchObject({ error: { message } })
 })

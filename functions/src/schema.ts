@@ -204,7 +204,9 @@ function inWords(issue: z.core.$ZodRawIssue): string | undefined {
     case 'invalid_type':
       return issue.input === undefined ? 'is missing' : `must be ${TYPES[issue.expected] ?? issue.expected}`
     case 'invalid_value':
-      return `must be one of ${issue.values.join(', ')}`
+      return issue.values.length === 1
+        ? `must be ${issue.values.join()}`
+        : `must be one of ${issue.values.join(', ')}`
     case 'too_small':
       return issue.origin === 'array' || issue.origin === 'string'
         ? 'must not be empty'
