@@ -120,6 +120,19 @@ test('an answer that is stopped is marked so, and the chat goes on', async () =>
   await page.close()
 })
 
+test('a key that is missing is asked for where it can be given', async () => {
+  const page = await browser.newPage()
+  await page.route('**/v1/**', (route) => route.fulfill({ status: 401, body: '{}' }))
+  await page.route('**/health', (route) =>
+    route.fulfill({ json: { key_needed: true, models: { a: 'cold' } } }),
+  )
+  await page.goto(server.url)
+  await page.getByLabel('API key').waitFor()
+  await ask(page)
+  expect(await page.locator('article.assistant .error').textContent()).toContain('the field for it is below')
+  await page.close()
+})
+
 test.each([
   {
     what: 'that ends before it is whole',
