@@ -268,7 +268,7 @@ def load_config(kind: type[AnyConfig], path: Path, overrides: list[str]) -> AnyC
         # As JSON, so that arrays may stand for tuples while all else stays strict.
         return kind.model_validate_json(json.dumps(tree))
     except ValidationError as error:
-        raise ConfigError("\n".join(f"{path}: {_place(e)}: {e['msg']}" for e in error.errors())) from error
+        raise ConfigError("\n".join(f"{path}: {_place(e)}: {_reason(kind, e)}" for e in error.errors())) from error
 
 
 def _apply(tree: dict, override: str) -> None:
@@ -289,6 +289,15 @@ def _apply(tree: dict, override: str) -> None:
 
 def _place(error: dict) -> str:
     return ".".join(str(part) for part in error["loc"]) or "settings"
+
+
+def _reason(kind: type[Strict], error: dict) -> str:
+    """In the words of settings: a field that does not exist is named with those of its name in other sections."""
+    if error["type"] != "extra_forbidden":
+        return error["msg"]
+    name = error["loc"][-1]
+    sections = [key for key, field in kind.model_fields.items() if name in getattr(field.annotation, "model_fields", {})]
+    return "there is no such setting" + "".join(f"; there is {section}.{name}" for section in sections)
 
 
 def show(config: Strict) -> str:

@@ -27,7 +27,8 @@ class World:
 def find_device(name: str, index: int = 0) -> torch.device:
     """`name` is "cpu" or "cuda". Raises ConfigError if there is no such GPU."""
     if name == "cuda" and index >= torch.cuda.device_count():
-        raise ConfigError(f"device = cuda, but PyTorch sees {torch.cuda.device_count()} GPUs here: set device to cpu")
+        count = torch.cuda.device_count()
+        raise ConfigError(f"device = cuda, but PyTorch sees {count} GPUs here: set device (or run.device) to cpu")
     return torch.device(name, index) if name == "cuda" else torch.device(name)
 
 
