@@ -88,8 +88,15 @@ export function storeFailure(
   const place = shard === undefined ? { tier } : { shard, tier }
   if (signal?.aborted) return new SparsedgeError('cancelled', 'the request was cancelled', place, { cause })
   if (cause instanceof SparsedgeError) return cause.at(place)
-  const reason = cause instanceof Error ? cause.message : String(cause)
-  return new SparsedgeError('store_unavailable', `the ${tier} store failed: ${reason}`, place, { cause })
+  return new SparsedgeError('store_unavailable', `the ${tier} store failed: ${reasons(cause)}`, place, {
+    cause,
+  })
+}
+
+/** All of it: Node's own words for whatever kept `fetch` from an answer are "fetch failed". */
+function reasons(cause: unknown): string {
+  if (!(cause instanceof Error)) return String(cause)
+  return cause.cause === undefined ? cause.message : `${cause.message}: ${reasons(cause.cause)}`
 }
 
 export function shardMissing(shard: string, tier: Tier): SparsedgeError {

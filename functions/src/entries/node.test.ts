@@ -160,7 +160,10 @@ describe('the entry', () => {
     [{ BACKEND: 'cuda' }, 'BACKEND must be auto, wasm or webgpu'],
     [{ MODEL: 'nobody' }, /STORE=.*: there is no model "nobody" in the fs store; push its pack/],
     [{ STORE: '/no/where' }, 'STORE=/no/where: there is no model "tiny" in the fs store; push its pack'],
-    [{ STORE: 'http://127.0.0.1:9/' }, 'STORE=http://127.0.0.1:9/: the http store failed'],
+    [
+      { STORE: 'http://127.0.0.1:9/' },
+      'STORE=http://127.0.0.1:9/: the http store failed: fetch failed: bad port',
+    ],
   ])('does not start with %j, and says why in one line', async (env, words) => {
     expect(await lastWords(env)).toMatch(words)
   })
