@@ -5,7 +5,7 @@
 import { setImmediate } from 'node:timers/promises'
 import { createEngine, type Engine, type GenerateRequest } from '@sparsedge/engine'
 import { wasmBackend } from '@sparsedge/engine/backends/wasm/index'
-import { planMemory } from '@sparsedge/engine/backends/wasm/plan'
+import { align, planMemory, WASM_PAGE } from '@sparsedge/engine/backends/wasm/plan'
 import { arenaFloor } from '@sparsedge/engine/residency/arena'
 import { type FaultRates, type FaultyStore, faultyStore } from '@sparsedge/engine/store/faulty'
 import type { ShardStore } from '@sparsedge/engine/store/store'
@@ -44,7 +44,7 @@ function open(store: ShardStore, memoryBytes: number): Promise<Engine> {
 /** With the smallest arena: nearly every step fetches. */
 function openSmall(store: ShardStore): Promise<Engine> {
   const { arena } = planMemory(pack.manifest, 32 << 20, CONTEXT)
-  return open(store, arena.offset + arenaFloor(pack.manifest) * arena.slotBytes)
+  return open(store, align(arena.offset + arenaFloor(pack.manifest) * arena.slotBytes, WASM_PAGE))
 }
 
 const far = (seed: number, faults: FaultRates): FaultyStore =>

@@ -1,11 +1,12 @@
 /**
  * What a step must leave behind when it fails, how memory is shared, and that a small arena costs time only.
  */
+import { measureWasm } from '@sparsedge/engine/backends/wasm/measure'
 import { SparsedgeError } from '@sparsedge/engine/errors'
 import { MemoryBudget } from '@sparsedge/engine/memory-budget'
 import type { GateConfig } from '@sparsedge/engine/model/config'
 import { shardKey } from '@sparsedge/engine/store/store'
-import { beforeAll, describe, expect, it } from 'vitest'
+import { beforeAll, describe, expect, it, vi } from 'vitest'
 import { GATES, type TinyPack, tinyPack } from '../fixtures/tiny.ts'
 import { logitsOf, MODULES, runInSteps, tinyBackend, tinyTokens } from './wasm.ts'
 
@@ -170,6 +171,34 @@ describe('memory', () => {
     expect(await logitsOf(second, tokens)).toEqual(expected)
     // The same model again takes its own share anew.
     expect(await logitsOf(await tinyBackend(pack, { budget, memoryBytes: least }), tokens)).toEqual(expected)
+  })
+
+  it('takes no more than it was given, to the byte, and shares a budget of any size', async () => {
+    const deep = await deepPack(GATES.clamped)
+    const least = await smallestMemory(deep)
+    for (const more of [1, 40_000, 65_535, 65_536]) {
+      const budget = new MemoryBudget(least + more)
+      await tinyBackend(deep, { budget })
+      expect(budget.leftFor('other')).toBe(more % 65_536)
+    }
+  })
+
+  it('holds nothing of a budget where there are no kernels, or no memory', async () => {
+    const budget = new MemoryBudget(32 << 20)
+    const modules = { plain: new WebAssembly.Module(Uint8Array.of(0, 97, 115, 109, 1, 0, 0, 0)) }
+    expect(await codeOf(tinyBackend(pack, { budget, modules }))).toBe('backend_unavailable')
+    expect(budget.leftFor('other')).toBe(budget.bytes)
+    const memory = vi.spyOn(WebAssembly, 'Memory').mockImplementation(function none() {
+      throw new RangeError('could not allocate memory')
+    })
+    try {
+      expect(await codeOf(tinyBackend(pack, { budget }))).toBe('memory_exhausted')
+      const measured = thrownBy(() => measureWasm(MODULES['plain only'], pack.manifest, budget.bytes, 1))
+      expect(await measured).toBe('memory_exhausted')
+    } finally {
+      memory.mockRestore()
+    }
+    expect(budget.leftFor('other')).toBe(budget.bytes)
   })
 
   it('lends its pages to sequences and takes them back', async () => {

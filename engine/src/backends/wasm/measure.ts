@@ -4,7 +4,7 @@
  */
 import { type Manifest, tensorBytes } from '../../pack/manifest.ts'
 import { writeDescriptor } from './descriptor.ts'
-import { planMemory } from './plan.ts'
+import { allocate, planMemory } from './plan.ts'
 import { selectKernels, type WasmModules } from './select.ts'
 
 /** Enough layers to outlast a timer's grain, few enough that nobody waits. */
@@ -27,8 +27,7 @@ export function measureWasm(
 ): number {
   const { config, trunk, experts } = manifest
   const plan = planMemory(manifest, memoryBytes, CONTEXT)
-  const pages = plan.bytes / 65536
-  const memory = new WebAssembly.Memory({ initial: pages, maximum: pages })
+  const memory = allocate(plan)
   const { kernels } = selectKernels(modules, memory)
   kernels.bind(writeDescriptor(memory.buffer, manifest, plan))
   const pass = (layer: number) => {

@@ -30,7 +30,8 @@ const BLOCK = 32
 /** A term of a sum: `Term` of engine/assembly/multiply.ts. */
 const TERM_BYTES = 16
 const ALIGNMENT = 64
-const WASM_PAGE = 65536
+/** Bytes of which a WASM memory has a whole number. */
+export const WASM_PAGE = 65536
 
 /** A run of bytes in the memory. */
 export interface Region {
@@ -53,7 +54,7 @@ export interface Plan {
 export type ScratchName = keyof ReturnType<typeof scratchBytes>
 
 /**
- * @param memoryBytes the most that the memory may take
+ * @param memoryBytes the most that the memory may take; it is rounded up to whole pages
  * @param contextTokens tokens that the KV pages hold, all sequences together
  * @throws SparsedgeError `arena_too_small` with the memoryBytes that would do
  */
@@ -88,6 +89,17 @@ export function planMemory(manifest: Manifest, memoryBytes: number, contextToken
   }
   const arena = { ...take(slots * slotBytes), slotBytes }
   return { bytes: align(end, WASM_PAGE), descriptor, scratch, trunk, cache, arena }
+}
+
+/** @throws SparsedgeError `memory_exhausted` if this machine does not give it */
+export function allocate({ bytes }: Plan): WebAssembly.Memory {
+  const pages = bytes / WASM_PAGE
+  try {
+    return new WebAssembly.Memory({ initial: pages, maximum: pages })
+  } catch (cause) {
+    const message = `this machine does not give ${bytes} bytes of WASM memory`
+    throw new SparsedgeError('memory_exhausted', message, {}, { cause })
+  }
 }
 
 /** Bytes of each scratch buffer; shapes as in engine/assembly/model.ts. */
