@@ -17,6 +17,11 @@ const runtimes: { name: string; run: Runner; kernels: string[] }[] = [
   { name: 'Deno', run: deno, kernels: BOTH },
   { name: 'Chromium', run: chromium, kernels: BOTH },
 ]
+if (process.arch === 'x64') {
+  // There V8 miscompiles relaxed SIMD (engine/assembly/dot.ts), so that the plain kernels run in place of the relaxed ones.
+  const run = node(process.execPath, '--no-enable-avx')
+  runtimes.push({ name: 'Node without AVX', run, kernels: ['wasm-plain', 'wasm-plain'] })
+}
 const other = await systemNode()
 if (other) {
   // Node 20 has no relaxed SIMD.

@@ -31,12 +31,12 @@ export interface Packs {
 
 export type Runner = (packs: Packs, tasks: readonly ProbeTask[]) => Promise<ProbeResult[]>
 
-/** Node, from the program at a path. */
-export function node(program: string): Runner {
+/** Node, from the program at a path, with flags of its own or of V8's. */
+export function node(program: string, ...flags: string[]): Runner {
   return async ({ directory, scratch }, tasks) => {
     const outfile = join(scratch, 'node.mjs')
     await bundle('node.ts', { platform: 'node', outfile })
-    return print(program, [outfile, directory, DIST, JSON.stringify(tasks)])
+    return print(program, [...flags, outfile, directory, DIST, JSON.stringify(tasks)])
   }
 }
 
