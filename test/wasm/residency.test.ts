@@ -12,7 +12,8 @@ import { describe, expect, it } from 'vitest'
 import { GATES, tinyPack } from '../fixtures/tiny.ts'
 import { logitsOf, tinyBackend, tinyTokens } from './wasm.ts'
 
-const LAYERS = 16
+/** So many that none of the arenas below holds the experts of all. */
+const LAYERS = 24
 const RUNS = 5
 const tokens = tinyTokens(24)
 const KINDS: [string, GateConfig][] = [
