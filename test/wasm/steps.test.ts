@@ -232,6 +232,14 @@ describe('memory', () => {
     expect(await runInSteps(backend, beside, tokens, [40])).toEqual(expected)
   })
 
+  it('refuses a sequence of another backend, whose pages it may not have', async () => {
+    const backend = await tinyBackend(pack, { contextTokens: 64 })
+    const large = await tinyBackend(pack, { contextTokens: 256 })
+    large.open(128)
+    expect(() => backend.step(large.open(40), tokens)).toThrow(TypeError)
+    expect(await logitsOf(backend, tokens)).toEqual(expected)
+  })
+
   it('refuses more tokens than the sequence was opened for', async () => {
     const backend = await tinyBackend(pack)
     const sequence = backend.open(40)

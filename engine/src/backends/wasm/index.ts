@@ -84,7 +84,8 @@ async function build(
       return pool.open(capacity, { rule: gateRule(config, options.selection), options })
     },
     step(sequence, tokens, stepSignal) {
-      if (!(sequence instanceof WasmSequence)) throw new TypeError('the sequence is not of a WASM backend')
+      if (!(sequence instanceof WasmSequence && sequence.isOf(pool)))
+        throw new TypeError('the sequence is not of this backend')
       return stepper.step(sequence, tokens, stepSignal)
     },
   }

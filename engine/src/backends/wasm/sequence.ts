@@ -37,6 +37,11 @@ export class WasmSequence implements Sequence, Account {
     this.#pool = pool
   }
 
+  /** Whether its pages are a pool's: in another one the same numbers are someone else's memory. */
+  isOf(pool: PagePool): boolean {
+    return this.#pool === pool
+  }
+
   close(): void {
     this.#pool.giveBack(this.pages)
     this.pages = new Int32Array(0)
