@@ -17,8 +17,9 @@ from torch import Tensor
 from .config import ConfigError
 from .files import write_json, write_whole
 from .gate import FULL_OFFSET
-from .model import Model, rope_frequencies
+from .model import Model
 from .model_config import ModelConfig, Routing
+from .parts import rope_frequencies
 from .quantise import q4
 
 TEXT_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json")

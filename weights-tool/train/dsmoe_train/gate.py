@@ -29,8 +29,8 @@ class Routed(NamedTuple):
 
 
 class Router(nn.Module):
-    """z = W (x - centre) + b - mean(b), float32; with `units`, W acts on GELU(V (x - centre)), which is computed in the
-    activations' type: it is as wide as the model, and in float32 took a seventh of a step (docs/findings.md).
+    """z = W (x - centre) + b - mean(b), float32; with `units`, W acts on GELU(V (x - centre)), and both are computed in the
+    activations' type: V is as wide as the model, and in float32 took a seventh of a step (docs/findings.md).
 
     The mean of the bias is the threshold's. Softmax does not see the difference.
     """
@@ -43,11 +43,14 @@ class Router(nn.Module):
         self.bias = nn.Parameter(torch.zeros(experts))
 
     def forward(self, source_BTD: Tensor) -> Tensor:
-        x = source_BTD.float() - self.centre_D
-        if self.hidden is not None:
-            dtype = source_BTD.dtype
-            x = F.gelu(F.linear(x.to(dtype), self.hidden.weight.to(dtype), self.hidden.bias.to(dtype))).float()
-        return F.linear(x, self.weight, self.bias - self.bias.mean())
+        bias = self.bias - self.bias.mean()
+        if self.hidden is None:
+            return F.linear(source_BTD.float() - self.centre_D, self.weight, bias)
+        # V (x - centre) as V x - V centre: x, which others read too, is not written once more.
+        dtype, inner = source_BTD.dtype, self.hidden.weight
+        inner_bias = self.hidden.bias - inner @ self.centre_D
+        u = F.gelu(F.linear(source_BTD, inner.to(dtype), inner_bias.to(dtype)))
+        return F.linear(u, self.weight.to(dtype), bias.to(dtype)).float()
 
 
 class Gate(nn.Module):

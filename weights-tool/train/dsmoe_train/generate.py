@@ -19,7 +19,8 @@ from .checkpoint import load_checkpoint
 from .config import ConfigError, Generate
 from .data import ShardWriter, write_index
 from .distributed import find_device
-from .model import Linear, Model, rotate
+from .model import Model
+from .parts import Linear, rotate
 from .prepare import load_tokenizer
 
 LENGTHS = 4

@@ -1,10 +1,11 @@
 """A Llama-shaped decoder whose FFN (and, if asked, attention) is a mixture of densely trained experts.
 
-In reading order: parts, attention, FFN, block, model. Every expert sees every token in training: an expert is a slice of
+In reading order: attention, FFN, block, model. Every expert sees every token in training: an expert is a slice of
 an ordinary FFN, and the gate's weight multiplies that slice's hidden units (arXiv 2404.05567, section 3). The sparse
 forward computes only what was routed; it is for evaluation and is tested against the dense one.
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -14,47 +15,7 @@ from torch import Tensor, nn
 
 from .gate import Gate, Routed
 from .model_config import ModelConfig
-from .quantise import fake_quantise
-
-# ---- Parts ----------------------------------------------------------------------------------------------------------
-
-
-class RmsNorm(nn.Module):
-    """x · (1 / sqrt(mean(x²) + eps)) · w, computed in float32."""
-
-    def __init__(self, size: int, eps: float):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(size))
-        self.eps = eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        f = x.float()
-        return (f * torch.rsqrt(f.square().mean(-1, keepdim=True) + self.eps) * self.weight).to(x.dtype)
-
-
-class Linear(nn.Module):
-    """y = x Wᵀ. The weight is kept in float32, cast to the activations' type, and rounded to the pack's grid on demand."""
-
-    def __init__(self, inputs: int, outputs: int):
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(outputs, inputs))
-        self.quantised = False
-
-    def forward(self, x: Tensor) -> Tensor:
-        weight = fake_quantise(self.weight) if self.quantised else self.weight
-        return F.linear(x, weight.to(x.dtype))
-
-
-def rope_frequencies(head_dim: int, theta: float) -> Tensor:
-    """[head_dim / 2]"""
-    return theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
-
-
-def rotate(x_BHTE: Tensor, cos_TE: Tensor, sin_TE: Tensor) -> Tensor:
-    """Rotary positions, rotate-half."""
-    first, second = x_BHTE.chunk(2, -1)
-    return x_BHTE * cos_TE + torch.cat([-second, first], -1) * sin_TE
-
+from .parts import Linear, RmsNorm, rope_frequencies, rotate
 
 # ---- Attention ------------------------------------------------------------------------------------------------------
 
@@ -74,14 +35,16 @@ class Attention(nn.Module):
             self.gate = Gate(routing.gate, config.hidden, routing.attention_experts, routing.router_units, 0, config.shares)
 
     def forward(self, h_BTD: Tensor, rope: tuple[Tensor, Tensor], level_B: Tensor) -> tuple[Tensor, Routed | None]:
-        q_BHTE, k_BKTE, v_BKTE = (
-            self.qkv_proj(h_BTD)
-            .unflatten(-1, (-1, self.head_dim))
-            .transpose(1, 2)
-            .split([self.heads, self.kv_heads, self.kv_heads], 1)
+        # Rotated before they are transposed: all of the backward up to the projection is then one kernel.
+        q_BTHE, k_BTKE, v_BTKE = (
+            self.qkv_proj(h_BTD).unflatten(-1, (-1, self.head_dim)).split([self.heads, self.kv_heads, self.kv_heads], 2)
         )
         o_BHTE = F.scaled_dot_product_attention(
-            rotate(q_BHTE, *rope), rotate(k_BKTE, *rope), v_BKTE, is_causal=True, enable_gqa=True
+            rotate(q_BTHE, *rope).transpose(1, 2),
+            rotate(k_BTKE, *rope).transpose(1, 2),
+            v_BTKE.transpose(1, 2),
+            is_causal=True,
+            enable_gqa=True,
         )
         o_BTHE = o_BHTE.transpose(1, 2)
         routed = None
@@ -111,7 +74,7 @@ class FeedForward(nn.Module):
     def hidden_units(self, h_BTD: Tensor) -> Tensor:
         """What the down projection reads before any gate, [B, T, F]."""
         if self.kind == "swiglu":
-            gate_BTF, up_BTF = self.gate_up_proj(h_BTD).chunk(2, -1)
+            gate_BTF, up_BTF = self.gate_up_proj.halves(h_BTD)
             return F.silu(gate_BTF) * up_BTF
         return F.gelu(self.up_proj(h_BTD), approximate="tanh")
 
@@ -119,10 +82,16 @@ class FeedForward(nn.Module):
         """g_BTN None: every expert counts once, an ordinary dense FFN."""
         m_BTF = self.hidden_units(h_BTD)
         if g_BTN is not None:
-            shared, routed = m_BTF.split([self.shared_units, self.experts * self.units], -1)
-            routed = (routed.unflatten(-1, (self.experts, self.units)) * g_BTN.to(m_BTF.dtype)[..., None]).flatten(-2)
-            m_BTF = torch.cat([shared, routed], -1) if self.shared_units else routed
+            m_BTF = self._gated(m_BTF, g_BTN.to(m_BTF.dtype))
         return self.down_proj(m_BTF)
+
+    def _gated(self, m_BTF: Tensor, g_BTN: Tensor) -> Tensor:
+        """Every hidden unit times its gate, 1 for shared ones. One product over equal groups of units: apart and put together
+        again, shared and routed units would be written and read once more, forward and backward."""
+        group = math.gcd(self.shared_units, self.units)
+        g_BTG = g_BTN[..., None].expand(*g_BTN.shape, self.units // group).flatten(-2)
+        g_BTG = F.pad(g_BTG, (self.shared_units // group, 0), value=1.0)
+        return (m_BTF.unflatten(-1, (-1, group)) * g_BTG[..., None]).flatten(-2)
 
     @torch.no_grad()
     def sparse(self, h_BTD: Tensor, g_BTN: Tensor) -> Tensor:
@@ -165,6 +134,9 @@ class Block(nn.Module):
         super().__init__()
         routing = config.routing
         self.reads_previous = routing.source == "previous" and layer > 0
+        # A clamped linear gate's router learns, its source does not (gate.py). An output that could have a gradient gets
+        # one from torch.compile, of zeros, to be written and read in every layer.
+        self.source_learns = routing.source == "previous" and "softmax" in routing.gate
         self.sparse = False
         self.input_layernorm = RmsNorm(config.hidden, config.norm_eps)
         self.self_attn = Attention(config)
@@ -193,7 +165,7 @@ class Block(nn.Module):
             y_BTD = self.mlp.sparse(h_BTD, routed.g_BTN)
         else:
             y_BTD = self.mlp(h_BTD, None if routed is None else routed.g_BTN)
-        return BlockOutput(x_BTD + y_BTD, h_BTD, routed, attention)
+        return BlockOutput(x_BTD + y_BTD, h_BTD if self.source_learns else h_BTD.detach(), routed, attention)
 
 
 class Output(NamedTuple):

@@ -124,15 +124,21 @@ def head_loss(
 # ---- Losses on the routing ------------------------------------------------------------------------------------------
 
 
-def mutual_information(z_XBTN: Tensor) -> Tensor:
+def routing_means(z_XBTN: Tensor) -> tuple[Tensor, Tensor]:
+    """The means over tokens of p(e) and of H(e|x): [X, N] and [X]."""
+    log_p_XBTN = F.log_softmax(z_XBTN, -1)
+    p_XBTN = log_p_XBTN.exp()
+    return p_XBTN.mean((-3, -2)), -(p_XBTN * log_p_XBTN).sum(-1).mean((-2, -1))
+
+
+def mutual_information(z_XBTN: Tensor, means: Callable = routing_means) -> Tensor:
     """L_MI = -H(e) + mean over x of H(e|x), p(e) the mean of p over the tokens of all processes (arXiv 2404.05567, eq. 4-6).
 
     Within [-ln N, 0]; lowest where each token is sure of its expert and all experts are used alike. X: layers, or nothing.
+    means: `routing_means`, possibly compiled
     """
-    log_p_XBTN = F.log_softmax(z_XBTN, -1)
-    p_XBTN = log_p_XBTN.exp()
-    p_XN = global_mean(p_XBTN.mean((-3, -2)))
-    conditional_X = -(p_XBTN * log_p_XBTN).sum(-1).mean((-2, -1))
+    p_XN, conditional_X = means(z_XBTN)
+    p_XN = global_mean(p_XN)
     return (p_XN * p_XN.clamp(min=TINY).log()).sum(-1) + conditional_X
 
 

@@ -37,7 +37,8 @@ def wrap(task: Task, world: World, fsdp: bool) -> nn.Module:
 
 
 def compile_parts(task: Task) -> None:
-    """Compiles what repeats: the block, the chunk of the head, the residual error of a layer, the layer of stage 1."""
+    """Compiles what repeats (the block, the chunk of the head, the residual error of a layer, the layer of stage 1) and the
+    losses on the routing, dozens of small kernels otherwise."""
     torch._dynamo.config.recompile_limit = 64
     torch._dynamo.config.optimize_ddp = False  # a block is small enough to be one graph; DDP's buckets would cut it
     if isinstance(task, EndToEnd):
@@ -46,6 +47,8 @@ def compile_parts(task: Task) -> None:
                 block.compile(dynamic=False)
         task.chunk_loss = torch.compile(task.chunk_loss, dynamic=False)
         task.relative_error = torch.compile(task.relative_error, dynamic=False)
+        task.routing_means = torch.compile(task.routing_means, dynamic=False)
+        task.windowed_entropy = torch.compile(task.windowed_entropy, dynamic=False)
     else:
         for block in task.teacher.layers:
             block.compile(dynamic=False)

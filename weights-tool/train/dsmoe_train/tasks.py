@@ -24,6 +24,7 @@ from .objectives import (
     mutual_information,
     relative_error,
     residual_error,
+    routing_means,
     switch_balance,
     windowed_entropy,
 )
@@ -70,6 +71,7 @@ class EndToEnd(nn.Module):
         self._outside = (teacher, alpha)
         self.objectives = objectives
         self.chunk_loss, self.relative_error = head_chunk, relative_error
+        self.routing_means, self.windowed_entropy = routing_means, windowed_entropy
 
     @property
     def teacher(self) -> Model | None:
@@ -115,18 +117,18 @@ class EndToEnd(nn.Module):
     def _routing_losses(self, ffn: list[Routed], attention: list[Routed], parts: dict[str, Tensor]) -> Tensor | float:
         weights, loss = self.objectives, 0.0
         if self.alpha is not None:
-            mi_L = mutual_information(torch.stack([routed.z_BTN for routed in ffn]))
+            mi_L = mutual_information(torch.stack([routed.z_BTN for routed in ffn]), self.routing_means)
             parts["mutual_information"] = mi_L.mean()
             loss = loss + (self.alpha.alpha_L * mi_L).sum()
         if weights.mutual_information_attention and attention:
-            mi_L = mutual_information(torch.stack([routed.z_BTN for routed in attention]))
+            mi_L = mutual_information(torch.stack([routed.z_BTN for routed in attention]), self.routing_means)
             parts["mutual_information_attention"] = mi_L.mean()
             loss = loss + weights.mutual_information_attention * mi_L.sum()
         if weights.switch and ffn:
             parts["switch"] = torch.stack([switch_balance(*routed) for routed in ffn]).mean()
             loss = loss + weights.switch * parts["switch"]
         if weights.locality and ffn:
-            parts["locality"] = _locality(ffn, weights.locality_window)
+            parts["locality"] = self.windowed_entropy(_gates(ffn), weights.locality_window)
             loss = loss + weights.locality * parts["locality"]
         return loss
 
@@ -171,7 +173,7 @@ class Layerwise(nn.Module):
         parts = {"ffn_error": torch.stack(errors).mean()}
         loss = torch.stack(errors).sum()
         if self.objectives.locality and ffn:
-            parts["locality"] = _locality(ffn, self.objectives.locality_window)
+            parts["locality"] = windowed_entropy(_gates(ffn), self.objectives.locality_window)
             loss = loss + self.objectives.locality * parts["locality"]
         return StepOutput(loss, {name: value.detach() for name, value in parts.items()}, ffn)
 
@@ -191,5 +193,6 @@ def _layer_error(block, dense, h_BTD, source_BTD, level_B, available_BN) -> tupl
     return relative_error(student, target), routed
 
 
-def _locality(ffn: list[Routed], window: int) -> Tensor:
-    return windowed_entropy(torch.stack([routed.g_BTN for routed in ffn]), window)
+def _gates(ffn: list[Routed]) -> Tensor:
+    """[L, B, T, N]"""
+    return torch.stack([routed.g_BTN for routed in ffn])
