@@ -1,8 +1,9 @@
 /**
  * @module
  * Gates: from a token's hidden state to one weight per expert, 0 where the expert is off, and the union of the experts
- * that a chunk routes; and the same over those experts only that are to be had. The formulas are those of src/model/gate.ts. A weight that is NaN is not 0: its expert runs, and
- * what comes of it is NaN, rather than as if the gate had said no.
+ * that a chunk routes; and the same over those experts only that are to be had. The formulas are those of
+ * src/model/gate.ts. A weight that is NaN is not 0: its expert runs, and what comes of it is NaN, rather than as if the gate
+ * had said no.
  */
 import { CHUNK, layerAt, model } from './model.ts'
 import { normalise, recordBytes } from './record.ts'

@@ -56,16 +56,18 @@ export function planeBytes(rows: i32, cols: i32): usize {
  * Weights are read as several streams side by side, some blocks of each in turn, because a machine fetches only so many
  * bytes ahead in one, and from a memory that answers late one stream is slower than the arithmetic. What is best was
  * measured (docs/findings.md): four streams on machines whose dot products are pairs; two, and two blocks at a time, on
- * those with quads, which fetch nothing ahead in four. The plain module has more arithmetic to wait for than memory, and
- * may run anywhere: one stream.
+ * those with quads, which fetch nothing ahead in four, nor in two of single blocks. The plain module has more arithmetic to
+ * wait for than memory, and may run anywhere: one stream.
+ *
+ * @param blocks how wide the matrix is
  */
 @inline
-function streams(): i32 {
+function streams(blocks: i32): i32 {
   if (inPairs()) return 4
-  return ASC_FEATURE_RELAXED_SIMD ? 2 : 1
+  return ASC_FEATURE_RELAXED_SIMD && (blocks & 1) === 0 ? 2 : 1
 }
 
-/** Blocks of a stream in its turn, for matrices that are `blocks` wide. */
+/** Blocks of a stream in its turn. */
 @inline
 function turn(blocks: i32): i32 {
   return inPairs() || (blocks & 1) !== 0 ? 1 : 2
@@ -86,7 +88,7 @@ export function multiply(
   out: usize,
 ): void {
   const plane = <usize>(rowTiles * blocks) * TILE
-  const count = streams()
+  const count = streams(blocks)
   const each = rowTiles / count
   if (each * blocks >= LONG_STREAM) {
     sideBySide(count, each, tiles, planes, plane, blocks, records, out)

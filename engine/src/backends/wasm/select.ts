@@ -54,8 +54,9 @@ const RELAXED_SWIZZLE = Uint8Array.of(
 
 /**
  * What a relaxed dot product of four bytes 127 and four bytes 0xff gives: the specification allows several answers, and
- * each tells which instruction gave it, and so the way to form integers (assembly/dot.ts). An answer that is not listed means that the runtime miscompiles (Node 20 with
- * its experimental flag does), and then the plain build is taken.
+ * each tells which instruction gave it, and so the way to form integers (assembly/dot.ts). An answer that is not listed
+ * means that the runtime miscompiles (Node 20 with its experimental flag does, and V8 where there is no AVX), and then the
+ * plain build is taken.
  */
 const DOT_PRODUCTS = new Map([
   [65534, 0], // saturated pairs: pmaddubsw, then two more instructions
