@@ -72,6 +72,7 @@ export class Model {
   routed: usize // u16 [2, experts]: union of the routed experts, ascending; layer & 1 chooses the row
   uses: usize // u16 [2, experts]: by how many tokens each of these is routed
   logits: usize // f32 [vocab, padded to 16]
+  peaks: usize // f32 [vocab / 16]: the largest logit of each 16
   choices: usize // i32 [2]: pairs of token and expert that gates had chosen, and that `restrict` left
 
   // Scratch; a "token" is one of the chunk at hand, a "record" see record.ts.
@@ -93,7 +94,7 @@ export class Model {
   gateUp: usize // f32 [batch, 2 units]
   unitRecords: usize // record [batch, units / 32]
   batch: usize // Token [chunk]: whom a matrix is multiplied by (several.ts)
-  tileBest: usize // f32 [vocab / 16]: the best logit of each tile of the head
+  tileBest: usize // f32 [vocab / 16]: the best logit of each tile of the head by its first plane
   terms: usize // Term [4, 2, longest row / 32]: what a row tile is the sum of (multiply.ts)
 }
 

@@ -7,7 +7,7 @@ import { model } from './model.ts'
 import { FINE, listTerms, multiply, planeBytes, sumTerms, termAt } from './multiply.ts'
 import { normalise } from './record.ts'
 import { writeAngles } from './rope.ts'
-import { clear, maxLanes, scaleRows } from './vector.ts'
+import { clear, maxLanes, sumLanes } from './vector.ts'
 
 /**
  * A head of two planes is read whole in the first only. The second, where there is one, refines the tiles with a row
@@ -58,7 +58,7 @@ function embedRow(row: i32, to: usize): void {
   }
 }
 
-/** logits = head · norm(x) of the chunk's token `t`. */
+/** logits = head · norm(x) of the chunk's token `t`; peaks = the largest of each tile of them. */
 export function head(t: i32): void {
   const matrix = model.head
   const hidden = model.hidden
@@ -69,7 +69,44 @@ export function head(t: i32): void {
   clear(logits, (<usize>tiles) << 6)
   multiply(matrix.tiles, 1, tiles, blocks, model.records, logits)
   if (matrix.planes > 1) refine(tiles, blocks)
-  scaleRows(logits, logits, matrix.scales, tiles << 4)
+  scaleLogits()
+}
+
+/** Turns sums into logits by their rows' scales; on the way, peaks = the largest of each tile. */
+function scaleLogits(): void {
+  let logits = model.logits
+  let scales = model.head.scales
+  let peak = model.peaks
+  const end = peak + ((<usize>(model.vocab >>> 4)) << 2)
+  let sums = f32x4.splat(0)
+  while (peak < end) {
+    const a = f32x4.mul(v128.load(logits), v128.load(scales))
+    const b = f32x4.mul(v128.load(logits, 16), v128.load(scales, 16))
+    const c = f32x4.mul(v128.load(logits, 32), v128.load(scales, 32))
+    const d = f32x4.mul(v128.load(logits, 48), v128.load(scales, 48))
+    v128.store(logits, a)
+    v128.store(logits, b, 16)
+    v128.store(logits, c, 32)
+    v128.store(logits, d, 48)
+    sums = f32x4.add(sums, f32x4.add(f32x4.add(a, b), f32x4.add(c, d)))
+    const four = f32x4.pmax(f32x4.pmax(a, b), f32x4.pmax(c, d))
+    const two = f32x4.pmax(four, v128.shuffle<f32>(four, four, 2, 3, 0, 1))
+    v128.store32_lane(peak, f32x4.pmax(two, v128.shuffle<f32>(two, two, 1, 0, 3, 2)), 0)
+    logits += 64
+    scales += 64
+    peak += 4
+  }
+  let last: f32 = -Infinity
+  for (let rest = model.vocab & 15; rest > 0; rest--) {
+    const logit = load<f32>(logits) * load<f32>(scales)
+    store<f32>(logits, logit)
+    last = max(last, logit)
+    logits += 4
+    scales += 4
+  }
+  if (model.vocab & 15) store<f32>(peak, last)
+  // pmax takes one instruction where max takes eight, but may lose a NaN; a sum does not.
+  if (isNaN(sumLanes(sums))) store<f32>(model.peaks, NaN)
 }
 
 /** Adds the second plane to the tiles that have a row near the best. */

@@ -5,7 +5,8 @@
  */
 import type { Backend, Logits } from './backends/backend.ts'
 import type { FinishReason, GenerateEvent, GenerateRequest } from './request.ts'
-import { Sampler, type SamplingScratch } from './sampling/sampler.ts'
+import { Sampler } from './sampling/sampler.ts'
+import type { SamplingScratch } from './sampling/scratch.ts'
 import type { Admission, Turns } from './schedule.ts'
 import { encodePrompt, type ModelText } from './text/prompt.ts'
 import { StopMatcher } from './text/stop.ts'
@@ -62,7 +63,7 @@ export async function* generate(
     }
     const next = (logits: Logits): number => {
       stepping = false
-      return sampler.next(logits)
+      return sampler.next(logits, backend.peaks)
     }
     // Logits are the backend's own memory, so the token is chosen before anyone else's step.
     const choose = (): number | Promise<number> => {

@@ -4,6 +4,7 @@
  * in the head and where tokens are looked up.
  */
 
+import { PEAK_TOKENS } from '@sparsedge/engine/backends/backend'
 import { wasmBackend } from '@sparsedge/engine/backends/wasm/index'
 import type { WeightSource } from '@sparsedge/engine/model/weights'
 import { referenceBackend } from '@sparsedge/engine/reference'
@@ -15,6 +16,7 @@ import { TINY_VOCAB, tinyTokenizer } from '../fixtures/tiny-tokenizer.ts'
 import { logitsOf, MODULES, tinyBackend, tinyTokens } from './wasm.ts'
 
 const LOUDNESS = 4
+const FINE_ROWS = 96
 
 async function loudPack(embedding: 'q4' | 'q8') {
   const quiet = tinySource({ layers: 1, hidden: 256 })
@@ -78,7 +80,21 @@ it('scores all rows alike where the head has one plane', async () => {
   expect(one.far).toBeLessThan(1.5 * one.near)
 })
 
-const FINE_ROWS = 96
+it.each(Object.entries(MODULES))('knows the peaks of what it gives, %s', async (_, modules) => {
+  // Planes read for all rows, for some, and for none; the last run is shorter than the others.
+  expect(TINY_VOCAB % PEAK_TOKENS).not.toBe(0)
+  for (const layouts of [{}, { fineRows: FINE_ROWS }, { embedding: 'q4' }] as const) {
+    const backend = await tinyBackend(await tinyPack({ layouts }), { modules })
+    const sequence = backend.open(20)
+    for (const token of tinyTokens(20)) {
+      const logits = await backend.step(sequence, Int32Array.of(token))
+      const runs = Array.from({ length: Math.ceil(TINY_VOCAB / PEAK_TOKENS) }, (_, run) =>
+        Math.max(...logits.subarray(run * PEAK_TOKENS, (run + 1) * PEAK_TOKENS)),
+      )
+      expect(backend.peaks).toEqual(Float32Array.from(runs))
+    }
+  }
+})
 
 describe.each([
   ['the embedding', true],

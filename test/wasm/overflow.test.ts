@@ -4,6 +4,9 @@
  */
 import type { GateConfig } from '@sparsedge/engine/model/config'
 import type { WeightSource } from '@sparsedge/engine/model/weights'
+import { GREEDY } from '@sparsedge/engine/request'
+import { Sampler } from '@sparsedge/engine/sampling/sampler'
+import { SamplingScratch } from '@sparsedge/engine/sampling/scratch'
 import { memoryStore } from '@sparsedge/engine/store/memory'
 import { pack } from '@sparsedge/weights-tool/pack'
 import { describe, expect, it } from 'vitest'
@@ -70,5 +73,11 @@ describe.each(OVERFLOWS)('where %s overflows', (_, gate, names, change) => {
     const backend = await tinyBackend(await changedPack(gate, names, change), { modules })
     const logits = await logitsOf(backend, tinyTokens(8))
     expect(logits.filter(Number.isFinite)).toEqual(new Float32Array(0))
+    const sampler = new Sampler(GREEDY, [], new SamplingScratch(logits.length))
+    for (const peaks of [undefined, backend.peaks]) {
+      expect(() => sampler.next(logits, peaks)).toThrow(
+        expect.objectContaining({ code: 'logits_not_finite' }),
+      )
+    }
   })
 })

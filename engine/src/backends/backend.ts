@@ -12,6 +12,9 @@ import type { ShardStore } from '../store/store.ts'
 /** [vocab]; valid until the backend's next step of any sequence. */
 export type Logits = Float32Array
 
+/** Logits of which {@link Backend.peaks} holds the largest. */
+export const PEAK_TOKENS = 16
+
 /** One conversation's state inside a backend (its KV cache). */
 export interface Sequence {
   /** Tokens whose keys and values are held. */
@@ -30,6 +33,11 @@ export interface Backend {
   readonly config: ModelConfig
   /** Tokens of a prompt that a step had best be given; 128 where it does not say. */
   readonly prefillTokens?: number | undefined
+  /**
+   * [vocab / PEAK_TOKENS]: the largest logit of each run of PEAK_TOKENS, of the last step; if a logit is NaN, a peak is. Absent where the
+   * backend does not come by them.
+   */
+  readonly peaks?: Float32Array | undefined
   /** Absent where every expert is always in memory. */
   readonly residency?: ResidencyControl | undefined
 

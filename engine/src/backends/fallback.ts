@@ -91,6 +91,10 @@ class FallbackBackend implements Backend {
     return this.#current.prefillTokens
   }
 
+  get peaks() {
+    return this.#current.peaks
+  }
+
   get residency() {
     return this.#current.residency
   }

@@ -12,6 +12,8 @@ export class Adjustment {
   readonly #generated: number[] = []
   /** Token → its index in the two lists. */
   readonly #index = new Map<number, number>()
+  /** The tokens whose logits {@link Adjustment.apply} changes; some are named twice. */
+  readonly changed: number[] = []
   /** Whether {@link Adjustment.apply} changes anything, for a request that asks for nothing must cost nothing. */
   readonly active: boolean
 
@@ -32,6 +34,7 @@ export class Adjustment {
     this.active =
       repetitionPenalty !== 1 || presencePenalty !== 0 || frequencyPenalty !== 0 || logitBias.size > 0
     if (this.active) for (const token of prompt) this.#entry(token)
+    this.changed.push(...logitBias.keys())
   }
 
   /** A token was generated. */
@@ -63,6 +66,7 @@ export class Adjustment {
       entry = this.#tokens.push(token) - 1
       this.#generated.push(0)
       this.#index.set(token, entry)
+      this.changed.push(token)
     }
     return entry
   }

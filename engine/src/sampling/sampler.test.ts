@@ -1,7 +1,9 @@
 import fc from 'fast-check'
 import { describe, expect, it } from 'vitest'
+import { PEAK_TOKENS } from '../backends/backend.ts'
 import type { SamplingParams } from '../request.ts'
-import { Sampler, SamplingScratch } from './sampler.ts'
+import { Sampler } from './sampler.ts'
+import { SamplingScratch } from './scratch.ts'
 import { Xoshiro128 } from './xoshiro.ts'
 
 const PLAIN: SamplingParams = {
@@ -142,6 +144,43 @@ describe('sampling', () => {
             if (Math.abs(left) > 1e-9 && left + probabilities[drawn ?? token] > 1e-9)
               expect(token).toBe(drawn)
           }
+        },
+      ),
+      { numRuns: 1000 },
+    )
+  })
+
+  it('gives the same tokens with the peaks of the logits as without', () => {
+    const logit = fc.oneof(fc.integer({ min: -40, max: 10 }), fc.constant(Number.NEGATIVE_INFINITY))
+    const vocab = 100
+    fc.assert(
+      fc.property(
+        fc.array(logit, { minLength: vocab, maxLength: vocab }).filter((all) => all.some(Number.isFinite)),
+        fc.record({
+          temperature: fc.constantFrom(0, 0.3, 1, 2),
+          topK: fc.constantFrom(0, 0, 1, 5, 30),
+          topP: fc.constantFrom(0.31, 0.93, 1),
+          minP: fc.constantFrom(0, 0.003, 0.6),
+          repetitionPenalty: fc.constantFrom(1, 1.3),
+          frequencyPenalty: fc.constantFrom(0, 2, -1),
+          logitBias: fc.constantFrom(
+            new Map(),
+            new Map([
+              [0, -100],
+              [99, 30],
+            ]),
+          ),
+          seed: fc.nat(),
+        }),
+        (logits, given) => {
+          const floats = Float32Array.from(logits)
+          const peaks = Float32Array.from({ length: Math.ceil(vocab / PEAK_TOKENS) }, (_, run) =>
+            Math.max(...floats.subarray(run * PEAK_TOKENS, (run + 1) * PEAK_TOKENS)),
+          )
+          const scratch = new SamplingScratch(vocab)
+          const [one, other] = [1, 2].map(() => new Sampler({ ...PLAIN, ...given }, [3, 50], scratch))
+          for (let i = 0; i < 5; i++) expect(one.next(floats, peaks)).toBe(other.next(floats))
+          expect(floats).toEqual(Float32Array.from(logits))
         },
       ),
       { numRuns: 1000 },

@@ -106,6 +106,7 @@ export function writeDescriptor(buffer: ArrayBuffer, manifest: Manifest, plan: P
     scratch.routed,
     scratch.uses,
     scratch.logits,
+    scratch.peaks,
     scratch.choices,
     scratch.x,
     scratch.h,

@@ -8,7 +8,7 @@ import { gateRule } from '../../model/selection.ts'
 import { loadTrunk } from '../../pack/load.ts'
 import { DEFAULT_EXPERTS } from '../../request.ts'
 import { createResidency } from '../../residency/arena.ts'
-import type { Backend, BackendFactory } from '../backend.ts'
+import { type Backend, type BackendFactory, PEAK_TOKENS } from '../backend.ts'
 import { writeDescriptor } from './descriptor.ts'
 import { allocate, PAGE_TOKENS, type Plan, planMemory, type Region, WASM_PAGE } from './plan.ts'
 import { selectKernels, type WasmModules } from './select.ts'
@@ -79,6 +79,7 @@ async function build(
   return {
     name,
     config: { ...config, context: Math.min(config.context, plan.cache.pages * PAGE_TOKENS) },
+    peaks: new Float32Array(memory.buffer, plan.scratch.peaks, Math.ceil(config.vocab / PEAK_TOKENS)),
     residency,
     open(capacity, options = DEFAULT_EXPERTS) {
       return pool.open(capacity, { rule: gateRule(config, options.selection), options })

@@ -120,6 +120,7 @@ function scratchBytes({ config }: Manifest, pages: number) {
     routed: 2 * experts * 2,
     uses: 2 * experts * 2,
     logits: tiles * TILE_ROWS * 4,
+    peaks: tiles * 4,
     choices: 8,
     x: CHUNK * hidden * 4,
     h: CHUNK * hidden * 4,
