@@ -72,7 +72,8 @@ export class Model {
   routed: usize // u16 [2, experts]: union of the routed experts, ascending; layer & 1 chooses the row
   uses: usize // u16 [2, experts]: by how many tokens each of these is routed
   logits: usize // f32 [vocab, padded to 16]
-  peaks: usize // f32 [vocab / 16]: the largest logit of each 16
+  peaks: usize // f32 [vocab / 16]: the largest logit of each run of 16
+  masses: usize // f64 [vocab / 16]: what tokens weigh, added up run by run (masses.ts)
   choices: usize // i32 [2]: pairs of token and expert that gates had chosen, and that `restrict` left
 
   // Scratch; a "token" is one of the chunk at hand, a "record" see record.ts.

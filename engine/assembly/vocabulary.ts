@@ -104,7 +104,12 @@ function scaleLogits(): void {
     logits += 4
     scales += 4
   }
-  if (model.vocab & 15) store<f32>(peak, last)
+  if (model.vocab & 15) {
+    store<f32>(peak, last)
+    // The padding rows after the vocabulary have no say.
+    const padded = model.logits + ((<usize>((model.vocab + 15) & ~15)) << 2)
+    for (; logits < padded; logits += 4) store<f32>(logits, -Infinity)
+  }
   // pmax takes one instruction where max takes eight, but may lose a NaN; a sum does not.
   if (isNaN(sumLanes(sums))) store<f32>(model.peaks, NaN)
 }

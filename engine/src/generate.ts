@@ -63,7 +63,7 @@ export async function* generate(
     }
     const next = (logits: Logits): number => {
       stepping = false
-      return sampler.next(logits, backend.peaks)
+      return sampler.next(logits, backend.runs)
     }
     // Logits are the backend's own memory, so the token is chosen before anyone else's step.
     const choose = (): number | Promise<number> => {

@@ -4,10 +4,11 @@
  * in the head and where tokens are looked up.
  */
 
-import { PEAK_TOKENS } from '@sparsedge/engine/backends/backend'
+import { RUN_TOKENS } from '@sparsedge/engine/backends/backend'
 import { wasmBackend } from '@sparsedge/engine/backends/wasm/index'
 import type { WeightSource } from '@sparsedge/engine/model/weights'
 import { referenceBackend } from '@sparsedge/engine/reference'
+import { expOf } from '@sparsedge/engine/sampling/exp'
 import { memoryStore } from '@sparsedge/engine/store/memory'
 import { pack } from '@sparsedge/weights-tool/pack'
 import { describe, expect, it } from 'vitest'
@@ -80,18 +81,31 @@ it('scores all rows alike where the head has one plane', async () => {
   expect(one.far).toBeLessThan(1.5 * one.near)
 })
 
-it.each(Object.entries(MODULES))('knows the peaks of what it gives, %s', async (_, modules) => {
+it.each(Object.entries(MODULES))('knows peaks and masses of what it gives, %s', async (_, modules) => {
   // Planes read for all rows, for some, and for none; the last run is shorter than the others.
-  expect(TINY_VOCAB % PEAK_TOKENS).not.toBe(0)
+  expect(TINY_VOCAB % RUN_TOKENS).not.toBe(0)
   for (const layouts of [{}, { fineRows: FINE_ROWS }, { embedding: 'q4' }] as const) {
     const backend = await tinyBackend(await tinyPack({ layouts }), { modules })
     const sequence = backend.open(20)
     for (const token of tinyTokens(20)) {
       const logits = await backend.step(sequence, Int32Array.of(token))
-      const runs = Array.from({ length: Math.ceil(TINY_VOCAB / PEAK_TOKENS) }, (_, run) =>
-        Math.max(...logits.subarray(run * PEAK_TOKENS, (run + 1) * PEAK_TOKENS)),
+      const runs = Array.from({ length: Math.ceil(TINY_VOCAB / RUN_TOKENS) }, (_, run) =>
+        logits.subarray(run * RUN_TOKENS, (run + 1) * RUN_TOKENS),
       )
-      expect(backend.peaks).toEqual(Float32Array.from(runs))
+      const peaks = runs.map((run) => Math.max(...run))
+      expect(backend.runs?.peaks).toEqual(Float32Array.from(peaks))
+      const top = Math.max(...peaks)
+      for (const temperature of [1, 0.8, 0.01, 1e-300]) {
+        for (const floor of [Number.NEGATIVE_INFINITY, top - temperature, top]) {
+          let mass = 0
+          const masses = runs.map((run) => {
+            for (const logit of run) if (logit >= floor) mass += expOf((logit - top) / temperature)
+            return mass
+          })
+          backend.runs?.weigh(floor, top, temperature)
+          expect(backend.runs?.masses).toEqual(Float64Array.from(masses))
+        }
+      }
     }
   }
 })

@@ -74,10 +74,8 @@ describe.each(OVERFLOWS)('where %s overflows', (_, gate, names, change) => {
     const logits = await logitsOf(backend, tinyTokens(8))
     expect(logits.filter(Number.isFinite)).toEqual(new Float32Array(0))
     const sampler = new Sampler(GREEDY, [], new SamplingScratch(logits.length))
-    for (const peaks of [undefined, backend.peaks]) {
-      expect(() => sampler.next(logits, peaks)).toThrow(
-        expect.objectContaining({ code: 'logits_not_finite' }),
-      )
+    for (const runs of [undefined, backend.runs]) {
+      expect(() => sampler.next(logits, runs)).toThrow(expect.objectContaining({ code: 'logits_not_finite' }))
     }
   })
 })

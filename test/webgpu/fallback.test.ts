@@ -58,7 +58,7 @@ describe.each(['throws', 'rejects'] as const)('a first backend that %s', (how) =
     const fromA = await run(backend, a, tokens.subarray(8))
     const fromB = await run(backend, b, tokens.subarray(4, 9))
     expect(backend.name).toBe('wasm-relaxed')
-    expect(Math.max(...(backend.peaks ?? []))).toBe(Math.max(...fromB))
+    expect(Math.max(...(backend.runs?.peaks ?? []))).toBe(Math.max(...fromB))
     const own = await tinyBackend(pack)
     expect(fromA).toEqual(await logitsOf(own, tokens))
     expect(fromB).toEqual(await logitsOf(own, tokens.subarray(0, 9)))

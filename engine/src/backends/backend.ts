@@ -12,8 +12,21 @@ import type { ShardStore } from '../store/store.ts'
 /** [vocab]; valid until the backend's next step of any sequence. */
 export type Logits = Float32Array
 
-/** Logits of which {@link Backend.peaks} holds the largest. */
-export const PEAK_TOKENS = 16
+/** Tokens of a run. */
+export const RUN_TOKENS = 16
+
+/** What a backend knows of its last logits, by runs of {@link RUN_TOKENS}. */
+export interface Runs {
+  /** [vocab / RUN_TOKENS]: the largest of each run; if a logit is NaN, a peak is. */
+  readonly peaks: Float32Array
+  /** [vocab / RUN_TOKENS]: what `weigh` writes. */
+  readonly masses: Float64Array
+  /**
+   * Weighs the tokens whose logit is at least `floor`, each by its likelihood relative to one with the logit `top`:
+   * masses[run] = the weight of all of them up to the end of the run. Adds in ascending order, with the bits of `expOf`.
+   */
+  weigh(floor: number, top: number, temperature: number): void
+}
 
 /** One conversation's state inside a backend (its KV cache). */
 export interface Sequence {
@@ -33,11 +46,8 @@ export interface Backend {
   readonly config: ModelConfig
   /** Tokens of a prompt that a step had best be given; 128 where it does not say. */
   readonly prefillTokens?: number | undefined
-  /**
-   * [vocab / PEAK_TOKENS]: the largest logit of each run of PEAK_TOKENS, of the last step; if a logit is NaN, a peak is. Absent where the
-   * backend does not come by them.
-   */
-  readonly peaks?: Float32Array | undefined
+  /** Of the last step. Absent where the backend knows no more of its logits than anybody. */
+  readonly runs?: Runs | undefined
   /** Absent where every expert is always in memory. */
   readonly residency?: ResidencyControl | undefined
 

@@ -91,8 +91,8 @@ class FallbackBackend implements Backend {
     return this.#current.prefillTokens
   }
 
-  get peaks() {
-    return this.#current.peaks
+  get runs() {
+    return this.#current.runs
   }
 
   get residency() {

@@ -2,6 +2,7 @@
  * @module
  * From logits to a token. Greedy is exact; where tokens are drawn, the seed fixes every draw, in every runtime.
  */
+import type { Runs } from '../backends/backend.ts'
 import type { SamplingParams } from '../request.ts'
 import { Adjustment } from './adjust.ts'
 import { expOf } from './exp.ts'
@@ -28,11 +29,11 @@ export class Sampler {
    * the one before left.
    *
    * @param logits [vocab], left as they are
-   * @param peaks as {@link Backend.peaks}, of these logits
+   * @param runs what a backend knows of them
    * @throws SparsedgeError `logits_not_finite` if there is a NaN among them, or nothing to choose
    */
-  next(logits: Float32Array, peaks?: Float32Array): number {
-    this.#scratch.use(logits, peaks, this.#adjustment)
+  next(logits: Float32Array, runs?: Runs): number {
+    this.#scratch.use(logits, runs, this.#adjustment)
     const likeliest = this.#scratch.likeliest()
     const token = this.#params.temperature === 0 ? likeliest : this.#draw(likeliest)
     this.#adjustment.add(token)

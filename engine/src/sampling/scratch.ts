@@ -1,9 +1,9 @@
 /**
  * @module
- * The logits that a token is chosen from, and passes over the likely ones among them: a run of {@link PEAK_TOKENS} whose peak lies
+ * The logits that a token is chosen from, and passes over the likely ones among them: a run of {@link RUN_TOKENS} whose peak lies
  * below what is asked for is not looked into.
  */
-import { PEAK_TOKENS } from '../backends/backend.ts'
+import { RUN_TOKENS, type Runs } from '../backends/backend.ts'
 import { SparsedgeError } from '../errors.ts'
 import type { Adjustment } from './adjust.ts'
 import { expOf } from './exp.ts'
@@ -14,62 +14,59 @@ export class SamplingScratch {
   readonly vocab: number
   /** [vocab]: the logits at hand; not to be written to, for they may be a backend's. */
   logits: Float32Array
-  /** [vocab]: a changed copy of the logits, then weights. */
+  /** [vocab]: a changed copy of the logits. */
   readonly #own: Float32Array
-  /** Tokens of a run. */
-  #run: number
-  /** [vocab / run]: the largest logit of each run. */
-  #peaks: Float32Array
-  readonly #ownPeaks: Float32Array
-  /** [1]: the peak where all logits are one run. */
-  readonly #peak = new Float32Array(1)
+  /** Of the logits at hand; of the peaks there is one for all where nobody gave them. */
+  #runs: Runs
+  readonly #ownRuns: Runs
+  readonly #oneRun: Runs
   /** [vocab]: candidates; the first `size` are a heap, the likeliest on top, those taken from it stand behind it. */
   readonly #order: Int32Array
   #size = 0
 
   constructor(vocab: number) {
+    const count = Math.ceil(vocab / RUN_TOKENS)
+    const masses = new Float64Array(count)
+    const weigh = (floor: number, top: number, temperature: number) => this.#weigh(floor, top, temperature)
     this.vocab = vocab
     this.#own = new Float32Array(vocab)
     this.logits = this.#own
-    this.#run = PEAK_TOKENS
-    this.#ownPeaks = new Float32Array(Math.ceil(vocab / PEAK_TOKENS))
-    this.#peaks = this.#ownPeaks
+    this.#ownRuns = { peaks: new Float32Array(count), masses, weigh }
+    this.#oneRun = { peaks: new Float32Array(1), masses, weigh }
+    this.#runs = this.#oneRun
     this.#order = new Int32Array(vocab)
   }
 
   /**
    * Puts logits at hand.
    *
-   * @param peaks theirs; where nobody knows them, all are one run, for finding the peaks of many costs more than it saves
+   * @param runs theirs; where nobody knows the peaks, all are one run, for finding many costs more than it saves
    * @param adjustment what changes a copy of them
    */
-  use(logits: Float32Array, peaks: Float32Array | undefined, adjustment: Adjustment): void {
+  use(logits: Float32Array, runs: Runs | undefined, adjustment: Adjustment): void {
     this.logits = logits
+    this.#runs = runs ?? this.#oneRun
     if (adjustment.active) {
       this.#own.set(logits)
       adjustment.apply(this.#own)
       this.logits = this.#own
     }
-    if (!peaks) {
-      this.#run = this.vocab
-      this.#peaks = this.#peak
-      this.#findPeak(0)
-      return
+    if (!runs) this.#findPeak(0)
+    else if (adjustment.active) {
+      this.#runs = this.#ownRuns
+      this.#runs.peaks.set(runs.peaks)
+      for (const token of adjustment.changed) this.#findPeak(Math.floor(token / RUN_TOKENS))
     }
-    this.#run = PEAK_TOKENS
-    this.#peaks = peaks
-    if (!adjustment.active) return
-    this.#ownPeaks.set(peaks)
-    this.#peaks = this.#ownPeaks
-    for (const token of adjustment.changed) this.#findPeak(Math.floor(token / PEAK_TOKENS))
   }
 
-  #findPeak(run: number): void {
-    this.#peaks[run] = largest(this.logits, run * this.#run, this.#end(run))
+  /** Tokens that a peak is the largest of. */
+  get #length(): number {
+    return this.#runs === this.#oneRun ? this.vocab : RUN_TOKENS
   }
 
-  #end(run: number): number {
-    return Math.min((run + 1) * this.#run, this.vocab)
+  #findPeak(peak: number): void {
+    const start = peak * this.#length
+    this.#runs.peaks[peak] = largest(this.logits, start, Math.min(start + this.#length, this.vocab))
   }
 
   /**
@@ -78,9 +75,10 @@ export class SamplingScratch {
    * @throws SparsedgeError `logits_not_finite` if there is a NaN or a positive infinity, or nothing else
    */
   likeliest(): number {
-    const top = largest(this.#peaks, 0, this.#peaks.length)
+    const { peaks } = this.#runs
+    const top = largest(peaks, 0, peaks.length)
     if (top > Number.NEGATIVE_INFINITY && top < Number.POSITIVE_INFINITY)
-      return this.logits.indexOf(top, this.#peaks.indexOf(top) * this.#run)
+      return this.logits.indexOf(top, peaks.indexOf(top) * this.#length)
     throw new SparsedgeError(
       'logits_not_finite',
       `the model gave ${top < 0 ? 'no finite logit' : `a logit of ${top}`}; its weights are damaged, pack it again`,
@@ -89,44 +87,43 @@ export class SamplingScratch {
 
   /** The likelihood of all tokens whose logit is at least `floor`, relative to one with the logit `top`. */
   massAbove(floor: number, top: number, temperature: number): number {
-    const { logits } = this
-    const peaks = this.#peaks
-    let mass = 0
-    for (let run = 0; run < peaks.length; run++) {
-      if (peaks[run] < floor) continue
-      const end = this.#end(run)
-      for (let token = run * this.#run; token < end; token++) {
-        const logit = logits[token]
-        if (logit >= floor) mass += expOf((logit - top) / temperature)
-      }
-    }
-    return mass
+    const { masses, weigh } = this.#runs
+    weigh(floor, top, temperature)
+    return masses[masses.length - 1]
   }
 
-  /** Draws one of all tokens whose logit is at least `floor`. The logits are used up where they are not a backend's. */
+  /** {@link Runs.weigh}, for logits of which a backend knows no more. */
+  #weigh(floor: number, top: number, temperature: number): void {
+    const { logits } = this
+    const { peaks, masses } = this.#runs
+    const known = peaks.length === masses.length
+    let mass = 0
+    for (let run = 0; run < masses.length; run++) {
+      if (!known || peaks[run] >= floor) {
+        const end = Math.min((run + 1) * RUN_TOKENS, this.vocab)
+        for (let token = run * RUN_TOKENS; token < end; token++) {
+          const logit = logits[token]
+          if (logit >= floor) mass += expOf((logit - top) / temperature)
+        }
+      }
+      masses[run] = mass
+    }
+  }
+
+  /** Draws one of all tokens whose logit is at least `floor`. */
   drawAbove(floor: number, likeliest: number, temperature: number, random: Xoshiro128): number {
     const { logits } = this
-    const peaks = this.#peaks
+    const { masses } = this.#runs
     const top = logits[likeliest]
-    const weights = this.#own
-    let mass = 0
-    for (let run = 0; run < peaks.length; run++) {
-      if (peaks[run] < floor) continue
-      const end = this.#end(run)
-      for (let token = run * this.#run; token < end; token++) {
-        const logit = logits[token]
-        weights[token] = logit >= floor ? expOf((logit - top) / temperature) : 0
-        mass += weights[token]
-      }
-    }
-    let left = random.uniform() * mass
-    for (let run = 0; run < peaks.length; run++) {
-      if (peaks[run] < floor) continue
-      const end = this.#end(run)
-      for (let token = run * this.#run; token < end; token++) {
-        left -= weights[token]
-        if (left < 0) return token
-      }
+    const drawn = random.uniform() * this.massAbove(floor, top, temperature)
+    let run = 0
+    // Strictly: what weighs nothing is never drawn, not even by a draw of 0.
+    while (run < masses.length && masses[run] <= drawn) run++
+    let mass = run > 0 ? masses[run - 1] : 0
+    const end = Math.min((run + 1) * RUN_TOKENS, this.vocab)
+    for (let token = run * RUN_TOKENS; token < end; token++) {
+      if (logits[token] >= floor) mass += expOf((logits[token] - top) / temperature)
+      if (mass > drawn) return token
     }
     // Rounding ate the last of the mass.
     return likeliest
@@ -135,12 +132,13 @@ export class SamplingScratch {
   /** Makes a heap of all tokens whose logit is at least `floor`. @returns how many they are */
   gather(floor: number): number {
     const { logits } = this
-    const peaks = this.#peaks
+    const { peaks } = this.#runs
+    const length = this.#length
     let count = 0
     for (let run = 0; run < peaks.length; run++) {
       if (peaks[run] < floor) continue
-      const end = this.#end(run)
-      for (let token = run * this.#run; token < end; token++) {
+      const end = Math.min((run + 1) * length, this.vocab)
+      for (let token = run * length; token < end; token++) {
         if (logits[token] >= floor) this.#order[count++] = token
       }
     }

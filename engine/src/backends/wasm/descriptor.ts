@@ -107,6 +107,7 @@ export function writeDescriptor(buffer: ArrayBuffer, manifest: Manifest, plan: P
     scratch.uses,
     scratch.logits,
     scratch.peaks,
+    scratch.masses,
     scratch.choices,
     scratch.x,
     scratch.h,

@@ -8,10 +8,10 @@ import { gateRule } from '../../model/selection.ts'
 import { loadTrunk } from '../../pack/load.ts'
 import { DEFAULT_EXPERTS } from '../../request.ts'
 import { createResidency } from '../../residency/arena.ts'
-import { type Backend, type BackendFactory, PEAK_TOKENS } from '../backend.ts'
+import { type Backend, type BackendFactory, RUN_TOKENS, type Runs } from '../backend.ts'
 import { writeDescriptor } from './descriptor.ts'
 import { allocate, PAGE_TOKENS, type Plan, planMemory, type Region, WASM_PAGE } from './plan.ts'
-import { selectKernels, type WasmModules } from './select.ts'
+import { type Kernels, selectKernels, type WasmModules } from './select.ts'
 import { PagePool, WasmSequence } from './sequence.ts'
 import { Stepper } from './step.ts'
 
@@ -79,7 +79,7 @@ async function build(
   return {
     name,
     config: { ...config, context: Math.min(config.context, plan.cache.pages * PAGE_TOKENS) },
-    peaks: new Float32Array(memory.buffer, plan.scratch.peaks, Math.ceil(config.vocab / PEAK_TOKENS)),
+    runs: runsOf(config.vocab, plan, memory, kernels),
     residency,
     open(capacity, options = DEFAULT_EXPERTS) {
       return pool.open(capacity, { rule: gateRule(config, options.selection), options })
@@ -89,6 +89,15 @@ async function build(
         throw new TypeError('the sequence is not of this backend')
       return stepper.step(sequence, tokens, stepSignal)
     },
+  }
+}
+
+function runsOf(vocab: number, { scratch }: Plan, { buffer }: WebAssembly.Memory, kernels: Kernels): Runs {
+  const count = Math.ceil(vocab / RUN_TOKENS)
+  return {
+    peaks: new Float32Array(buffer, scratch.peaks, count),
+    masses: new Float64Array(buffer, scratch.masses, count),
+    weigh: kernels.weigh,
   }
 }
 

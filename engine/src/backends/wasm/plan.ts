@@ -121,6 +121,7 @@ function scratchBytes({ config }: Manifest, pages: number) {
     uses: 2 * experts * 2,
     logits: tiles * TILE_ROWS * 4,
     peaks: tiles * 4,
+    masses: tiles * 8,
     choices: 8,
     x: CHUNK * hidden * 4,
     h: CHUNK * hidden * 4,

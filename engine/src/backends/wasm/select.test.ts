@@ -9,7 +9,7 @@ const relaxed = new WebAssembly.Module(await compile('relaxed'))
 
 /** A build of the kernels in a runtime whose relaxed dot product gives `value`. */
 async function relaxedGiving(value: number): Promise<WebAssembly.Module> {
-  const names = ['bind', 'begin', 'attention', 'ffnInput', 'gate', 'restrict', 'experts', 'head']
+  const names = ['bind', 'begin', 'attention', 'ffnInput', 'gate', 'restrict', 'experts', 'head', 'weigh']
   const source = [
     ...names.map((name) => `export function ${name}(): void {}`),
     `export function probe(): i32 { return ${value} }`,

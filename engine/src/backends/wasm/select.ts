@@ -22,6 +22,7 @@ export interface Kernels {
   restrict(layer: number, count: number): number
   experts(layer: number, count: number, routed: number): number
   head(token: number): void
+  weigh(floor: number, top: number, temperature: number): void
   probe(): number
   useDot(way: number): void
 }
@@ -35,6 +36,7 @@ const ENTRY_POINTS = [
   'restrict',
   'experts',
   'head',
+  'weigh',
   'probe',
   'useDot',
 ] as const satisfies (keyof Kernels)[]
