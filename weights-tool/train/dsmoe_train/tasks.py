@@ -56,8 +56,8 @@ def _check_alike(teacher: ModelConfig, student: ModelConfig, objectives: Objecti
         )
     if objectives.residual and (teacher.layers, teacher.hidden) != (student.layers, student.hidden):
         raise ConfigError(
-            f"the teacher has {teacher.layers} layers of {teacher.hidden} and the student {student.layers} of {student.hidden}: "
-            "objectives.residual compares layer with layer, set it to 0"
+            f"the teacher has {teacher.layers} layers of {teacher.hidden} and the student {student.layers} of "
+            f"{student.hidden}: objectives.residual compares layer with layer, set it to 0"
         )
 
 

@@ -330,7 +330,7 @@ class StageRunner:
         self.log.write(self.name, step, {**numbers, **self.speed.measure(tokens)}, vectors)
 
     def _finite(self, step: int, norm: Tensor) -> float:
-        """The gradient's norm, the same on all processes. Weights that met one that is no number are lost, and must not be saved."""
+        """The gradient's norm, the same on all processes. Weights that met one that is no number are lost: never saved."""
         value = (norm.full_tensor() if hasattr(norm, "full_tensor") else norm).item()
         if not math.isfinite(value):
             raise ConfigError(

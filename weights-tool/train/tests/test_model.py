@@ -176,7 +176,9 @@ def test_no_sequence_pushes_a_clamped_gate_as_a_whole():
     assert z.grad.abs().mean() > 0.1
 
 
-@pytest.mark.parametrize("routing, reached", [({**CLAMPED, "source": "own"}, False), (SOFTMAX, True)], ids=["clamped", "softmax"])
+@pytest.mark.parametrize(
+    "routing, reached", [({**CLAMPED, "source": "own"}, False), (SOFTMAX, True)], ids=["clamped", "softmax"]
+)
 def test_a_straight_through_gate_teaches_its_router_only(routing, reached):
     gate = tiny_model(routing, **SHARES).layers[0].gate
     source = torch.randn(2, 5, tiny_config(routing).hidden, requires_grad=True)
