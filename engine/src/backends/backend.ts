@@ -17,7 +17,7 @@ export const RUN_TOKENS = 16
 
 /** What a backend knows of its last logits, by runs of {@link RUN_TOKENS}. */
 export interface Runs {
-  /** [vocab / RUN_TOKENS]: the largest of each run; if a logit is NaN, a peak is. */
+  /** [vocab / RUN_TOKENS]: the largest of each run; where a logit is NaN, that of its run or the first is. */
   readonly peaks: Float32Array
   /** [vocab / RUN_TOKENS]: what `weigh` writes. */
   readonly masses: Float64Array

@@ -30,14 +30,16 @@ function draws(
   return Array.from({ length: count }, () => sampler.next(floats))
 }
 
-/** What a backend may know, by plain definition. */
+/** What a backend may know, by plain definition; of a NaN only the first peak tells. */
 function runsOf(logits: Float32Array): Runs {
   const runs = Array.from({ length: Math.ceil(logits.length / RUN_TOKENS) }, (_, run) =>
     logits.subarray(run * RUN_TOKENS, (run + 1) * RUN_TOKENS),
   )
   const masses = new Float64Array(runs.length)
+  const peaks = Float32Array.from(runs, (run) => Math.max(...run.filter((logit) => !Number.isNaN(logit))))
+  if (logits.some(Number.isNaN)) peaks[0] = Number.NaN
   return {
-    peaks: Float32Array.from(runs, (run) => Math.max(...run)),
+    peaks,
     masses,
     weigh(floor, top, temperature) {
       let mass = 0
@@ -282,4 +284,15 @@ describe.each([
       expect(() => draws(logits, params, 1)).toThrow(expect.objectContaining({ code: 'logits_not_finite' }))
     },
   )
+
+  it.each([0, 20, 39])('a NaN at %i gives no token, whatever a request changes elsewhere', (place) => {
+    const logits = new Float32Array(40).fill(1)
+    logits[place] = nan
+    for (const token of [0, 1, 17, 38]) {
+      const settings = { ...PLAIN, ...params, logitBias: new Map([[token, 5]]) }
+      const sampler = new Sampler(settings, [3], new SamplingScratch(logits.length))
+      const choose = () => sampler.next(logits, runsOf(logits))
+      expect(choose).toThrow(expect.objectContaining({ code: 'logits_not_finite' }))
+    }
+  })
 })

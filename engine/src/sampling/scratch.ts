@@ -56,6 +56,7 @@ export class SamplingScratch {
       this.#runs = this.#ownRuns
       this.#runs.peaks.set(runs.peaks)
       for (const token of adjustment.changed) this.#findPeak(Math.floor(token / RUN_TOKENS))
+      if (Number.isNaN(runs.peaks[0])) this.#runs.peaks[0] = Number.NaN
     }
   }
 
