@@ -26,6 +26,8 @@ const WATCH = `(() => {
 /** The beginning of a stream, as a proxy that gives up leaves it. */
 const CHUNK = 'data: {"choices":[{"index":0,"delta":{"content":"Once"}}]}\n\n'
 
+const QUESTION = 'Tell me a long story about the sea.'
+
 let server: Server
 let browser: Browser
 beforeAll(async () => {
@@ -74,7 +76,7 @@ test('a message gets an answer that streams in, with what it cost', async () => 
 /** Opens the page and asks something that has a long answer. */
 async function ask(page: Page): Promise<void> {
   await page.getByLabel('Temperature').fill('0')
-  await page.getByLabel('Message', { exact: true }).fill('Tell me a long story about the sea.')
+  await page.getByLabel('Message', { exact: true }).fill(QUESTION)
   await page.keyboard.press('Enter')
 }
 
@@ -139,15 +141,26 @@ test.each([
     status: 200,
     body: CHUNK,
     says: 'The answer broke off: the connection',
+    left: '',
   },
-  { what: 'that never begins', status: 502, body: '<html>Bad gateway</html>', says: 'No answer: status 502' },
-])('an answer $what is marked so', async ({ status, body, says }) => {
-  const page = await browser.newPage()
-  await page.route('**/v1/chat/completions', (route) => route.fulfill({ status, body }))
-  await page.goto(server.url)
-  await ask(page)
-  const error = page.locator('article.assistant.broken .error')
-  await error.waitFor()
-  expect(await error.textContent()).toContain(says)
-  await page.close()
-})
+  {
+    what: 'that never begins',
+    status: 502,
+    body: '<html>Bad gateway</html>',
+    says: 'No answer: status 502',
+    left: QUESTION,
+  },
+])(
+  'an answer $what is marked so, and a message without one can be sent again',
+  async ({ status, body, says, left }) => {
+    const page = await browser.newPage()
+    await page.route('**/v1/chat/completions', (route) => route.fulfill({ status, body }))
+    await page.goto(server.url)
+    await ask(page)
+    const error = page.locator('article.assistant.broken .error')
+    await error.waitFor()
+    expect(await error.textContent()).toContain(says)
+    expect(await page.getByLabel('Message', { exact: true }).inputValue()).toBe(left)
+    await page.close()
+  },
+)
