@@ -20,6 +20,8 @@ export class SamplingScratch {
   #runs: Runs
   readonly #ownRuns: Runs
   readonly #oneRun: Runs
+  /** The likeliest token, where all are one run. */
+  #likeliest = 0
   /** [vocab]: candidates; the first `size` are a heap, the likeliest on top, those taken from it stand behind it. */
   readonly #order: Int32Array
   #size = 0
@@ -51,7 +53,7 @@ export class SamplingScratch {
       adjustment.apply(this.#own)
       this.logits = this.#own
     }
-    if (!runs) this.#findPeak(0)
+    if (!runs) this.#likeliest = this.#findPeak(0)
     else if (adjustment.active) {
       this.#runs = this.#ownRuns
       this.#runs.peaks.set(runs.peaks)
@@ -65,9 +67,16 @@ export class SamplingScratch {
     return this.#runs === this.#oneRun ? this.vocab : RUN_TOKENS
   }
 
-  #findPeak(peak: number): void {
-    const start = peak * this.#length
-    this.#runs.peaks[peak] = largest(this.logits, start, Math.min(start + this.#length, this.vocab))
+  /** @returns the token that has it */
+  #findPeak(run: number): number {
+    const token = this.#likeliestOf(run)
+    this.#runs.peaks[run] = this.logits[token]
+    return token
+  }
+
+  #likeliestOf(run: number): number {
+    const start = run * this.#length
+    return largest(this.logits, start, Math.min(start + this.#length, this.vocab))
   }
 
   /**
@@ -77,9 +86,10 @@ export class SamplingScratch {
    */
   likeliest(): number {
     const { peaks } = this.#runs
-    const top = largest(peaks, 0, peaks.length)
+    const run = largest(peaks, 0, peaks.length)
+    const top = peaks[run]
     if (top > Number.NEGATIVE_INFINITY && top < Number.POSITIVE_INFINITY)
-      return this.logits.indexOf(top, peaks.indexOf(top) * this.#length)
+      return this.#runs === this.#oneRun ? this.#likeliest : this.#likeliestOf(run)
     throw new SparsedgeError(
       'logits_not_finite',
       `the model gave ${top < 0 ? 'no finite logit' : `a logit of ${top}`}; its weights are damaged, pack it again`,
@@ -185,14 +195,19 @@ export class SamplingScratch {
   }
 }
 
-/** The largest of values[from … to - 1]; NaN if one of them is. */
+/**
+ * Where the largest of values[from … to - 1] is, the first of equals; where a NaN is, if there is one. A place, not the value:
+ * V8 gives a number that is no integer an object of its own.
+ */
 function largest(values: Float32Array, from: number, to: number): number {
+  let place = from
   let top = Number.NEGATIVE_INFINITY
   for (let i = from; i < to; i++) {
     // Also true of a NaN, which must not go unseen.
     if (values[i] <= top) continue
     top = values[i]
+    place = i
     if (!(top < Number.POSITIVE_INFINITY)) break
   }
-  return top
+  return place
 }
